@@ -154,6 +154,9 @@ def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
     stop.on_epoch = lambda loop, line: np.int64(line["epoch"]) == 2  # numpy's True is another object than Python's
     options = {"epochs": 5, "ema_decay": 0.5, "output_dir": tmp_path / "run", "lr": 1e-2, "backend": "torch"}
     assert train(mine, [stop], **options)["epochs"] == 2
+    assert train(network(), [stop], **options, resume=True)["epochs"] == 2, "it has ended"
+    (tmp_path / "run" / "summary.json").unlink()  # as a kill while test images are scored leaves it
+    assert train(network(), [stop], **options, resume=True)["epochs"] == 2
     assert mine[2].backend == "torch"
     best = TTFSModel.from_pretrained(tmp_path / "run", network=network)
     assert_same(best.state_dict(), mine.state_dict())
@@ -178,7 +181,7 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (network, {"max_train_samples": 8, "image_size": 8}, "are tensors; got image_size, max_train_samples"),
+        (network, {"max_train_samples": 8, "image_size": 8}, "are loaded already; got image_size, max_train_samples"),
         (network, {"model": "vgg11", "psp_persistence": 0.5}, "got model, psp_persistence"),
         (lambda: network(3), {}, "one output per class of tensors, 2 in all; got 3. Change its rea"),
         (lambda: network().half(), {}, "network must have weights in float32; got torch.float16. Call"),

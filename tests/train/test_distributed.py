@@ -101,10 +101,13 @@ def test_two_processes_capture_twice_while_the_persistence_rises(launch):
     runs.assert_same_run(launch.folder / "plain", launch.folder / "graphed")
 
 
-def test_signal_to_one_of_two_processes_stops_both_after_the_same_step(launch):
+def test_signal_to_one_of_two_processes_stops_both_after_the_same_step(launch, capsys):
     checkpoint = launch.folder / "stopped" / "checkpoints" / "step-00000003.safetensors"
     for reason in ("SIGTERM", "another process"):
         assert f"{reason} received: stopped after step 3 (epoch 1), checkpoint {checkpoint}." in launch.printed
+    keys = {key: value for key, value in launch.values["stopped"].items() if key != "stopped"}
+    train(TrainConfig(**keys, resume=True))
+    assert "warning: the run goes on with 1 processes instead of 2, which changes" in capsys.readouterr().out
 
 
 def test_run_is_published_privately_by_its_main_process(launch, hub):

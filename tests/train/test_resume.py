@@ -90,9 +90,12 @@ def test_start_is_not_kept_where_an_epoch_is_better_or_accuracy_does_not_decide(
     started = change(config, weights=source.output_dir)
     assert train(started)["val_accuracy"] > before
     assert capsys.readouterr().out.count("start: val") == 1
-    for name, values in {"rise": {"psp_persistence_rise": (0.2, 0.5)}, "target": TARGET}.items():
+    others = {"rise": {"psp_persistence_rise": (0.2, 0.5)}, "target": TARGET, "faults": {"spike_jitter": 0.1}}
+    for name, values in (others | {"seed": {"seed": 5}}).items():
         assert train(change(started, output_dir=tmp_path / name, epochs=2, **values))["best_epoch"] > 0
-    assert "start: val" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "start: val" not in said
+    assert "start: not scored, since its run held out other images (seed 0)" in said
 
 
 def test_run_with_a_teacher_resumes_with_the_same_teacher_only(config, teacher, tmp_path):

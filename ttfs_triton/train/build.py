@@ -160,7 +160,7 @@ def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Star
     return ModelDescription.of(
         describe_network(network, data.train.shape[1:], config.network),
         class_names=data.train.class_names,
-        fit="crop" if config.random_resized_crop else "stretch",
+        fit="crop" if getattr(data.train.store, "cropped", False) else "stretch",
         events=config.events,
         dataset=data.train.dataset,
         base_model=None if start is None else start.base_model,

@@ -65,6 +65,8 @@ class Position(_Finite):
     best_epoch: NonNegativeInt = 0
     best_accuracy: float = Field(default=-1.0, ge=-1, le=1)
     best_miss: float = Field(default=0.0, ge=0)
+    ended: bool = False
+    """Whether a callback made the last epoch the last of the run."""
 
     def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
         """End the epoch with its line of metrics.jsonl; returns whether it is the best so far.
@@ -119,10 +121,15 @@ class RunState(RunDescription):
 
     position: Position
     scaler: dict[str, Any] | None
+    processes: int | None = None
     started: dict[str, Any] | None = None
     """config.json of a run that began with weights."""
     held_layers: list[str] | None = None
     """`SilentChannels.layers` of a run with a target."""
+
+    def ended(self, config: TrainConfig) -> bool:
+        """Whether a callback ended the run, and `config` does not ask for other epochs."""
+        return self.position.ended and self.configuration["epochs"] == config.epochs
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from ttfs_triton.data.images import (
     train_validation_split,
 )
 from ttfs_triton.evaluate.batches import Batch, Batches, Gathered, load_batches
-from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.config import ConfigError, TrainConfig, read_yaml
 
 STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
 # Pixels augmented in one call: 512 images of CIFAR-10. With fewer, PyTorch's overhead per call takes much time.
@@ -96,15 +97,9 @@ def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunD
 
     Raises:
         ValueError: tensors have another dtype or shape, or test images have another shape or other classes.
-        ConfigError: `config` has keys that load images, but the images are tensors.
+        ConfigError: `config` has keys that load images.
     """
-    if not (isinstance(train_split, ImageData) and isinstance(test_split, ImageData)):
-        fields = TrainConfig.model_fields
-        if given := [key for key in LOADING if getattr(config, key) != fields[key].default]:
-            raise ConfigError(
-                "run_data: config must leave the keys that load images at their defaults, since these are tensors; "
-                f"got {', '.join(given)}. Leave them out, and change the tensors instead."
-            )
+    check_loaded(config)
     training = _read(train_split, "train")
     test = _read(test_split, "test", training.class_names)
     if test.shape[1:] != training.shape[1:] or test.class_names != training.class_names:
@@ -113,6 +108,27 @@ def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunD
             f"got {test.shape[1:]} in {test.class_names}."
         )
     return split_data(training, test, config)
+
+
+def check_loaded(config: TrainConfig) -> None:
+    """ConfigError if the configuration has keys that load images, which are loaded already."""
+    if given := [key for key in LOADING if getattr(config, key) != TrainConfig.model_fields[key].default]:
+        raise ConfigError(
+            "run_data: config must leave the keys that load images at their defaults, since these are loaded already; "
+            f"got {', '.join(given)}. Leave them out, and load other images instead."
+        )
+
+
+def trained_on_held_out(config: TrainConfig) -> str:
+    """The keys by which the run of `config.weights` held out other images of the same data; "" if none, or no run."""
+    path = Path(str(config.weights))
+    runs = [run for run in (path, *path.parents[:2]) if (run / "best").is_dir() and (run / "config.yaml").is_file()]
+    before = read_yaml(runs[0] / "config.yaml") if runs else {}
+    other = [key for key, value in config if str(before.get(key)) != str(value)]
+    if not runs or {"dataset", "data_dir"} & {*other}:
+        return ""
+    keys = ("seed", "validation_fraction", "max_train_samples")
+    return ", ".join(f"{key} {before.get(key)}" for key in keys if key in other)
 
 
 def _read(split: Split, name: str, class_names: Sequence[str] | None = None) -> ImageData:

@@ -34,7 +34,7 @@ from ttfs_triton.train.checkpoint import (
     save_checkpoint,
 )
 from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.data import RunData, train_loader
+from ttfs_triton.train.data import RunData, train_loader, trained_on_held_out
 from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, freed_memory_kept
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.learner import Learner
@@ -185,11 +185,12 @@ class TrainingLoop:
             fuse_passes(self.fuses)
             with nullcontext() if learner.target is None else learner.target.model.watching():
                 self._score_start()
-                while position.epoch < self.config.epochs:
+                while position.epoch < self.config.epochs and not position.ended:
                     self._train_epoch()
                     self._finish_epoch(learner.validate(self._placed, position.epoch + 1))
-                    if self._enough():
-                        break
+                    position.ended = self._enough()
+                    if position.ended:
+                        self.save()
         except EvaluationStopped:
             self._stop()
         finally:
@@ -260,9 +261,12 @@ class TrainingLoop:
     def _score_start(self) -> None:
         """Before the first step, score given weights as epoch 0, and keep them until an epoch is at least as good."""
         config, indices = self.config, self.data.validation_indices
-        # With a target or a rising σ, accuracy alone does not say which weights are the best.
-        by_accuracy = config.target is None and config.psp_persistence_rise is None
+        # With a target, faults or a rising σ, accuracy alone does not say which weights are the best.
+        by_accuracy = config.target is None and config.psp_persistence_rise is None and not config.faults
         if self.position.step or config.weights is None or not by_accuracy or not len(indices):
+            return
+        if other := trained_on_held_out(config):
+            self.display.say(f"start: not scored, since its run held out other images ({other})")
             return
         evaluation = self.learner.score(self._placed.train, indices)  # batch norms keep the statistics of the weights
         self._write_best()
@@ -355,6 +359,7 @@ class TrainingLoop:
                 **dict(self.description),
                 position=self.position,
                 scaler=None if scaler is None else scaler.state_dict(),
+                processes=self.accelerator.num_processes,
                 started=self.started,
                 held_layers=None if target is None else target.silent_channels.layers,
             )
@@ -368,6 +373,13 @@ class TrainingLoop:
         if checkpoint is not None:
             check_same_run(checkpoint, self.config, self.description)
             self.position = checkpoint.state.position
+            self.position.ended = checkpoint.state.ended(self.config)
+            before, now = checkpoint.state.processes, self.accelerator.num_processes
+            if before not in (None, now):
+                self.display.say(
+                    f"warning: the run goes on with {now} processes instead of {before}, which changes what batch norm "
+                    "(without --sync-batch-norm), dropout and faults do"
+                )
             try:
                 self.learner.restore(checkpoint.state, checkpoint.tensors)
                 if not self.position.fits(self.steps_per_epoch):

@@ -26,7 +26,7 @@ from ttfs_triton.run_records import METRICS
 from ttfs_triton.train.build import check_network, start_on_grid
 from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, check_same_run, latest_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.data import RunData, Split, load_data, run_data
+from ttfs_triton.train.data import RunData, Split, check_loaded, load_data, run_data
 from ttfs_triton.train.device import GraphError, Interrupted, ask_main_process, emulates_bfloat16, make_accelerator
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.learner import NonFiniteLossError
@@ -224,7 +224,8 @@ def _new_folder(name: str) -> Path:
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Checkpoint | None, dict[str, Any] | None]:
     """The checkpoint to resume from, which `config` must not contradict, and the summary if the run has ended."""
     checkpoint, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
-    ended = summary is not None and summary["epochs"] >= config.epochs
+    stopped = checkpoint is not None and checkpoint.state.ended(config)
+    ended = summary is not None and (stopped or summary["epochs"] >= config.epochs)
     if checkpoint is not None:
         check_same_run(checkpoint, config)
         folder.last_checkpoint = str(checkpoint.path)
@@ -277,7 +278,7 @@ class Trainer:
         name: name of the default output folder and of the trackers' project.
     Raises:
         ConfigError: the network has unknown layers or does not fit the images; or `config` has keys that describe a
-            network, or keys that load images although the images are tensors.
+            network or load images.
         ValueError: images or labels cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -307,6 +308,7 @@ class Trainer:
             raise ConfigError(
                 f"Trainer: config must leave the network's keys at their defaults; got {', '.join(given)}."
             )
+        check_loaded(config)
         self.network, self.callbacks, self.name = unwrapped(network), tuple(callbacks), name
         self.data = data if isinstance(data, RunData) else run_data(*data, config)
         builder = config.network or type(self.network).__qualname__
