@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels import fuse_passes
+from ttfs_triton.evaluate.score import float32_products
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
 from ttfs_triton.train.device import freed_memory_kept
 
@@ -178,7 +179,8 @@ def check(contender: Contender, batch: Batch) -> float | None:
     fuse_passes(contender.fused)
     for images, labels in list(zip(batch.images.split(FEW), batch.labels.split(FEW), strict=True))[:PARTS]:
         expected, theirs = _gradients(exact, Batch(images.double(), labels, torch.float64))
-        loss, ours = _gradients(contender.network, Batch(images, labels, torch.float32))
+        with float32_products():
+            loss, ours = _gradients(contender.network, Batch(images, labels, torch.float32))
         error, of_loss = ((ours - theirs).norm() / theirs.norm()).item(), abs(loss / expected - 1)
         if error <= 1e-3 and of_loss <= 1e-4:
             return error

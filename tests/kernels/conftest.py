@@ -36,16 +36,3 @@ def fresh_compiler() -> Iterator[None]:
 def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset backend choices of earlier tests and of the environment."""
     monkeypatch.setattr(checks, "_choice", "auto")
-
-
-@pytest.fixture(autouse=True)
-def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute float32 products in full precision, ours and the library's; the library adds in a fixed order."""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
-    yield
-    for switch, precision in zip(switches, before, strict=True):
-        switch.fp32_precision = precision

@@ -1,5 +1,7 @@
 """Steps that are captured and replayed give the weights of plain ones, bit for bit."""
 
+import weakref
+from contextlib import nullcontext
 from functools import partial
 from unittest.mock import Mock
 
@@ -14,7 +16,7 @@ from tests.train.runs import TARGET, assert_same_run, best, change
 from ttfs_kernels.triton import common
 from ttfs_triton.nn import Grid, LatencyEncoder
 from ttfs_triton.train import ConfigError, TrainConfig, learner, train
-from ttfs_triton.train.device import WARM_UP, GraphError, choose_graphs
+from ttfs_triton.train.device import WARM_UP, CudaGraphs, GraphError, choose_graphs
 
 
 @pytest.fixture
@@ -136,4 +138,17 @@ def test_cpus_and_grids_whose_weights_the_host_reads_have_no_graph_and_say_so(mo
     for bits, noise, skip in ((None, 0.0, None), (4, 0.1, None), (4, 0.0, "conv1")):
         graph = Mock(grid=Grid(4, bits), stages=[Mock(skip=skip)])
         assert choose_graphs(TrainConfig(weight_noise=noise), accelerator, graph, said.append) is None
-    assert [line.endswith("wait for their weights") for line in said] == [False, True, True, True]
+    assert choose_graphs(TrainConfig(), accelerator, Mock(grid=None), said.append, graph) is None, "the teacher waits"
+    assert [line.endswith("wait for their weights") for line in said] == [False, True, True, True, True]
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph(monkeypatch):
+    for name, stand_in in (("CUDAGraph", Mock), ("current_stream", Mock()), ("graph", lambda *_, **__: nullcontext())):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    graphs, kept = object.__new__(CudaGraphs), torch.zeros(1)
+    graphs.stream, alive = Mock(), weakref.ref(kept)
+    replay = graphs.capture(partial(kept.add_, 1))
+    del kept
+    assert alive() is not None
+    del replay
+    assert alive() is None

@@ -142,9 +142,15 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def choose_graphs(
-    config: TrainConfig, accelerator: Accelerator, graph: NetworkGraph, say: Callable[[str], None]
+    config: TrainConfig,
+    accelerator: Accelerator,
+    graph: NetworkGraph,
+    say: Callable[[str], None],
+    teacher: NetworkGraph | None = None,
 ) -> CudaGraphs | None:
     """The CUDA graphs of a run's device; None, after a line that says why, if steps are not captured."""
+    on_grid = [(net.grid, net) for net in (graph, teacher) if net is not None and net.grid is not None]
+    waiting = [net for grid, net in on_grid if not grid.weight_bits or any(stage.skip for stage in net.stages)]
     if config.cuda_graph == "off":
         return None
     if accelerator.device.type != "cuda":
@@ -153,7 +159,7 @@ def choose_graphs(
         reason = "this PyTorch is built without CUDA"
     elif accelerator.num_processes > 1 and torch.distributed.get_backend() != "nccl":
         reason = f"{torch.distributed.get_backend()} cannot be captured, only nccl"
-    elif (grid := graph.grid) and (config.weight_noise or not grid.weight_bits or any(s.skip for s in graph.stages)):
+    elif waiting or (graph.grid and config.weight_noise):
         reason = "on a grid, layers without weight_bits, with skips or with weight noise wait for their weights"
     else:
         return CudaGraphs(accelerator.device)
@@ -188,7 +194,7 @@ class CudaGraphs:
             generator = torch.cuda.default_generators[self.stream.device.index]
             generator.graphsafe_set_state(generator.clone_state())
             raise
-        return graph.replay
+        return lambda kept=work: graph.replay()  # the graph goes on reading tensors that only `work` may hold
 
 
 class GraphError(RuntimeError):

@@ -20,7 +20,7 @@ from ttfs_triton.energy import Counts, counting
 from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate, sum_over_processes
 from ttfs_triton.evaluate.batches import Batch, load_batches
 from ttfs_triton.model.files import not_finite
-from ttfs_triton.nn import NetworkGraph, collect_statistics, record_statistics, reset_statistics
+from ttfs_triton.nn import NetworkGraph, collect_statistics, network_graph, record_statistics, reset_statistics
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.build import Teacher
 from ttfs_triton.train.checkpoint import RunState
@@ -100,7 +100,8 @@ class Learner:
         self.target: TargetTraining | None = None
         if config.target is not None:
             self.target = TargetTraining(config, accelerator, network, graph, data, steps)
-        graphs = choose_graphs(config, accelerator, graph, say)
+        taught_by = teacher and network_graph(teacher.network, data.train.shape[1:])
+        graphs = choose_graphs(config, accelerator, graph, say, taught_by)
         # DistributedDataParallel is made on the stream of the capture, since autograd remembers a module's stream.
         with nullcontext() if graphs is None else graphs.aside():
             model = accelerator.prepare_model(network if self.target is None else self.target.model)

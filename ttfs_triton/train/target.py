@@ -57,7 +57,8 @@ class _CountSpikes(torch.autograd.Function):
         of_neurons = sum(fired[1:], fired[0])
         if weight is None:
             return of_neurons.sum()
-        return of_neurons.view(weight.numel(), -1).sum(1) @ weight.flatten()
+        with torch.autocast(activations.device.type, enabled=False):  # a product in 16 bits would overflow or round
+            return of_neurons.view(weight.numel(), -1).sum(1) @ weight.flatten()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
