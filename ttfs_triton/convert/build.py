@@ -71,8 +71,6 @@ def code_of(network: ConvertedNetwork) -> str:
 
     for name, layer in network.layers.items():
         made, (inputs, skip) = re.sub(r"\bat=(\w+)", r'at="\1"', repr(layer)), network.wires[name]
-        if isinstance(layer, AnalogEncoder):
-            made = f"{made[:-1]}, mean={layer.mean.flatten().tolist()}, std={layer.std.flatten().tolist()})"
         layers.append(f'            "{name}": {made},\n')
         argument = ", ".join(map(read, inputs))
         argument = argument if len(inputs) == 1 else f"torch.cat([{argument}], 1)"

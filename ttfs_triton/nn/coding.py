@@ -180,7 +180,7 @@ class AnalogEncoder(DFTConv2d):
         text = super().extra_repr()
         for name, values, default in (("mean", self.mean, 0), ("std", self.std, 1)):
             if (values != default).any():  # networks are compared by this text: weights fit these values only
-                text += f", {name}=({', '.join(f'{value:.4g}' for value in values.flatten().tolist())})"
+                text += f", {name}=[{', '.join(map(str, values.flatten().float().cpu().numpy()))}]"
         return text
 
     def normalise(self, images: Tensor) -> Tensor:
