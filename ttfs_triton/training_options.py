@@ -431,7 +431,10 @@ class TrainConfig(
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
             keys = ", ".join(given)
-            raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
+            raise ValueError(
+                f"network builds the network, whatever keys of a recipe say: leave out {keys}, or use the recipe "
+                '"own" and give flags of the training yourself'
+            )
         _ = self.target  # raises
         return self
 

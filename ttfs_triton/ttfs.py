@@ -49,14 +49,14 @@ def main(words: list[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"ttfs-triton {version('ttfs-triton')}")
         return
-    if words == ["env"]:
+    if words[0] == "env":
         from ttfs_triton.evaluate.machine import describe_machine
 
         print(describe_machine(), end="")
         return
     command, *flags = words
     if command not in COMMANDS:
-        _refuse("command", command, list(COMMANDS))
+        _refuse("command", command, [*COMMANDS, "env"])
     entry, description = COMMANDS[command]
     arguments: list[Any] = [description]
     sys.argv = [f"ttfs {command}", *flags]
@@ -64,7 +64,7 @@ def main(words: list[str] | None = None) -> None:
         name, *flags = flags if flags and not flags[0].startswith("-") else [NEUTRAL, *flags]
         path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
         if not os.path.isfile(path):  # Path.is_file raises for names that are too long
-            _refuse("recipe", name, _recipes())
+            _refuse("recipe", name, [*_recipes(), NEUTRAL])
         sys.argv = ["ttfs train" if name == NEUTRAL else shlex.join(["ttfs", "train", name]), *flags]
         recipes = ", ".join(_recipes())
         arguments = [path, f"{description}\n\nttfs train RECIPE, with RECIPE one of {recipes}, or a YAML file."]
@@ -106,7 +106,8 @@ def _recipes() -> list[str]:
 def _help() -> str:
     lines = ["ttfs COMMAND ...: train time-to-first-spike networks, and take them to chips", ""]
     lines += [f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items()]
-    lines += ["", f"  ttfs train RECIPE: one of {', '.join(_recipes())}", "  ttfs COMMAND --help"]
+    lines += ["", f"  ttfs train RECIPE: one of {', '.join(_recipes())}; or own, for --network or --model"]
+    lines += ["  ttfs COMMAND --help"]
     lines += ["  ttfs --version", "  ttfs env: versions and devices, for reports of bugs"]
     return "\n".join(lines)
 

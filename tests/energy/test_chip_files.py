@@ -154,7 +154,7 @@ def test_users_own_file_loads(write):
     ],
 )
 def test_unknown_names_are_refused(name, message):
-    with pytest.raises(ValueError, match=f"load_chip: name_or_path must be {message}"):
+    with pytest.raises(ValueError, match=f"load_chip: chip must be {message}"):
         load_chip(name)
 
 

@@ -107,7 +107,7 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
         TTFSModel.from_pretrained(tmp_path, network=network(width=7))
     mean = [nn.Sequential(AnalogEncoder(1, 2, 3, mean=[mean]), nn.Flatten(), Readout(72, 2)) for mean in (0.3, 0.0)]
     TTFSModel(mean[0], image_shape=SHAPE).save_pretrained(tmp_path / "mean")
-    with pytest.raises(LoadError, match=r"got in layer 0 .*, not .*, mean=\(0\.3\)\) reads images"):
+    with pytest.raises(LoadError, match=r"got in layer 0 .*, not .*, mean=\[0\.3\]\) reads images"):
         TTFSModel.from_pretrained(tmp_path / "mean", network=mean[1])
     with pytest.raises(LoadError, match=r"network\.layers: Tuple should have at least 1 item"):
         ModelDescription.from_dict(config | {"network": config["network"] | {"layers": []}})
@@ -183,6 +183,7 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     [
         (network, {"max_train_samples": 8, "image_size": 8}, "are loaded already; got image_size, max_train_samples"),
         (network, {"model": "vgg11", "psp_persistence": 0.5}, "got model, psp_persistence"),
+        (network, {"preset": "paper"}, "must have no preset, which only recipes have; got paper"),
         (lambda: network(3), {}, "one output per class of tensors, 2 in all; got 3. Change its rea"),
         (lambda: network().half(), {}, "network must have weights in float32; got torch.float16. Call"),
         (cnn1, {}, r"images must have shape \[N, 1, 28, 28\]|layers must fit each other"),

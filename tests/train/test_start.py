@@ -84,6 +84,9 @@ def test_a_new_readout_takes_other_classes_on_the_trained_layers(tmp_path):
         assert drawn
         for name, value in network.state_dict().items():
             assert torch.equal(value, drawn[name] if name in drawn else trained_network.state_dict()[name])
+    plain = save(TTFSNetwork(OURS.replace(weight_standardisation=False)), tmp_path / "plain")
+    with pytest.raises(ConfigError, match="Give --no-weight-standardisation"):
+        load_weights(target(classes=7), str(plain), new_readout=True)
 
 
 CHAIN = chain(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
@@ -144,6 +147,7 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
         ({"width": 2.0}, r"got 6C3-P2-8C3-P2-12 at width 2\. Give --model \S+ --width 1"),
         ({"encoder": "latency", "mean": None, "std": None}, "encoder must be analog, .*--encoder analog"),
         ({"classes": 5}, "classes must be 4"),
+        ({"in_channels": 1, "mean": None, "std": None}, "images must have 3 channels, .*; got 1. Convert the images"),
         ({"image_size": (12, 12)}, r"image_size must be \(8, 8\), .*; got \(12, 12\)\. Give --image-size 8\."),
         ({"bias": False}, r"[\s\S]*Unexpected key.*features\.conv1\.bias"),
     ],

@@ -272,7 +272,9 @@ def class_folders(folder: Path, names: Sequence[str], suffixes: Set[str]) -> tup
     if names[0] not in SPLIT_NAMES or divided or not (files := files_in(folder)):
         return None
     parts = divide(files)
-    logger.warning(
+    level = logging.WARNING if names[0] == "train" else logging.DEBUG  # a run reads both parts
+    logger.log(
+        level,
         "%s has class folders and no split: of every class, %g %% of the images are test images, drawn "
         "by their names (%d training, %d test). For another split, make folders train and test.",
         *(folder, 100 * TEST_SHARE, len(parts["train"]), len(parts["test"])),

@@ -367,7 +367,7 @@ def load_chip(name_or_path: Chip | str | Path) -> Chip:
     if not path.is_file():
         rule = f"one of {', '.join(available_chips())} or the path of a TOML file"
         remedy = "Nobody has published the energy of an operation of Loihi 2, Akida or Speck."
-        raise ValueError(f"load_chip: name_or_path must be {rule}; got {name_or_path}. {remedy}")
+        raise ValueError(f"load_chip: chip must be {rule}; got {name_or_path}. {remedy}")
     try:
         values = tomllib.loads(read_regular(path, MAX_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # not read, no UTF-8 or TOML, invalid dates, many brackets
@@ -377,7 +377,7 @@ def load_chip(name_or_path: Chip | str | Path) -> Chip:
     if not isinstance(changes, dict) or precision not in (precisions or {""}):
         names = ", ".join(f"{path.stem}:{other}" for other in precisions) if isinstance(precisions, dict) else ""
         got = f"precision {precision}" if precision else "no precision"
-        raise ValueError(f"load_chip: name_or_path must be one of {names or path.stem}; got {got}.")
+        raise ValueError(f"load_chip: chip must be one of {names or path.stem}; got {got}.")
     prices = (values.get("prices", {}), changes.get("prices", {}))
     values |= changes | {"name": f"{path.stem}:{precision}" if precision else path.stem}
     if all(isinstance(table, dict) for table in prices):

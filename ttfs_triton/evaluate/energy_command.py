@@ -24,7 +24,7 @@ from ttfs_triton.wording import number, percent
 
 def run(options: EnergyOptions) -> None:
     """Count, simulate and price the networks that the options name, and print tables."""
-    file_and_function(options.module)
+    file_and_function(options.module, "module")
     if options.ttfs is None and options.dataset is None and options.data_dir is None:
         raise ValueError("energy: images must be named; got none. Add --data-dir or --dataset.")
     chips, loaded = load_chips(options.chip), options.ttfs and load_network(options.ttfs, options.network)

@@ -86,9 +86,15 @@ def load_test_images(
     data = load_images(**values, split="test", classes=names, max_samples=max_samples, progress=progress)
     expected = (config.in_channels, *config.image_size)
     if expected != data.shape[1:]:
-        raise ValueError(f"load_test_images: images must be {expected} (C, height, width); got {data.shape[1:]}.")
+        raise ValueError(
+            f"load_test_images: images of {data.name} must be {expected} (C, height, width), as the network reads; got "
+            f"{data.shape[1:]}. Give the network's data, by --dataset or --data-dir."
+        )
     if len(data.class_names) != config.classes:
-        raise ValueError(f"load_test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
+        raise ValueError(
+            f"load_test_images: {data.name} must have {config.classes} classes, as the network; got "
+            f"{len(data.class_names)}. Give the network's data, or train it for these: --weights and --new-readout."
+        )
     if names == data.class_names:
         return data
     if sorted(names) == sorted(data.class_names):

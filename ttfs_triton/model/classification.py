@@ -69,7 +69,8 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
     if image.is_floating_point():
         low, high = (value.item() for value in image.aminmax())
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. Divide pixels by 255.")
+            remedy = "Undo the normalisation." if low < 0 else "Divide pixels by 255."
+            raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. {remedy}")
         if image.shape == (channels, *preprocessing.size):
             return image.float()
         image = (image.float() * 255).round().byte()

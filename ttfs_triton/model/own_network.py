@@ -103,24 +103,24 @@ class OwnNetwork:
 _ADAPTER = TypeAdapter(OwnNetwork)
 
 
-def file_and_function(source: str) -> tuple[Path, str]:
-    """The parts of "file.py:function"; ValueError if there is no such file."""
+def file_and_function(source: str, option: str = "network") -> tuple[Path, str]:
+    """The parts of "file.py:function"; ValueError, which names the option, if there is no such file."""
     name, _, function = source.rpartition(":")
     if not name or not function.isidentifier():
-        raise ValueError(f"network: must be FILE.py:FUNCTION; got {source}.")
+        raise ValueError(f"{option}: must be FILE.py:FUNCTION; got {source}.")
     if not name.endswith(".py") or not Path(name).is_file():
-        raise ValueError(f"network: must name a Python file that exists; got {name}. Correct the path.")
+        raise ValueError(f"{option}: must name a Python file that exists; got {name}. Correct the path.")
     return Path(name), function
 
 
 @contextmanager
-def _code_of(source: str) -> Iterator[None]:
+def _code_of(source: str, remedy: str = "Correct it.") -> Iterator[None]:
     """Errors of the user's code in the `with` block say where they come from."""
     try:
         yield
     except Exception as error:
         raise ValueError(
-            f"network: {source} must run without errors; got {what_was_raised(error)}. Correct it."
+            f"network: {source} must run without errors; got {what_was_raised(error)}. {remedy}"
         ) from error
 
 
@@ -137,13 +137,14 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
         names = runpy.run_path(str(path.resolve()))
     build = names.get(function)
     if not callable(build):
-        functions = ", ".join(key for key, value in names.items() if inspect.isfunction(value)) or "none"
+        values = filter(inspect.isfunction, names.values())
+        functions = ", ".join(value.__name__ for value in values if value.__module__ == names["__name__"]) or "none"
         raise ValueError(f"network: {path} must have a function {function}; got {functions}. Correct the name.")
     given = {"in_channels": in_channels, "image_size": image_size, "classes": classes}
     parameters = inspect.signature(build).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     taken = given.keys() if takes_all else given.keys() & {parameter.name for parameter in parameters}
-    with _code_of(source):
+    with _code_of(source, "Correct it; its parameters may be in_channels, image_size and classes."):
         network = build(**{key: given[key] for key in taken})
     if not isinstance(network, nn.Module):
         raise ValueError(

@@ -155,7 +155,7 @@ class DFTConv2d(FiringLayer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(out_channels, height, width); see `WeightedLayer.output_shape`."""
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
+            raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}. Change one of them.")
         if any(size % self.average for size in shape[1:]):
             raise ValueError(f"maps must divide into windows of average={self.average}; got {shape}.")
         places = Geometry(**self.geometry).map_size(shape[1:], self.kernel_size)
@@ -196,7 +196,7 @@ class WeightedLinear(WeightedLayer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(out_features,); see `WeightedLayer.output_shape`."""
         if shape != (self.in_features,):
-            raise ValueError(f"inputs must be {self.in_features} features; got {shape}.")
+            raise ValueError(f"inputs must be {self.in_features} features; got {shape}. Change one of them.")
         return (self.out_features,)
 
     def size_repr(self) -> str:

@@ -75,8 +75,8 @@ class LayerBuilder:
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"TTFSNetwork: image_size must be large enough for every layer; got {self.config.image_size}, where "
-                f'{token} in "{self.config.specification}" cannot read {self.shape}: {error} Use another size, or '
-                "fewer pools."
+                f'{token} in "{self.config.specification}" cannot read {self.shape}: {str(error).rstrip(".")}. Use '
+                "another size, or fewer pools."
             ) from None
         name = f"{kind}{1 + sum(other.startswith(kind) for other in self.layers)}"
         self.layers[name] = layer

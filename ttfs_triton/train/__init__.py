@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttfs_triton.command_line import TRACEBACK, plain_errors
-from ttfs_triton.train.config import ConfigError, TrainConfig, parse_config
+from ttfs_triton.train.config import ConfigError, TrainConfig, parse_config, recipe_config
 
 if TYPE_CHECKING:
     from ttfs_triton.train.data import RunData, run_data
@@ -28,6 +28,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "main",
+    "recipe_config",
     "run_data",
     "train",
 ]

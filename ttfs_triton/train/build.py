@@ -63,6 +63,7 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
 WHITENING_IMAGES = 5_000
 HEAD = "4096-4096"  # fully connected hidden layers of the paper's VGGs
 _UNIT = ".log2_unit"  # suffix of the names of weight scales on a grid
+_GAIN = ".weight_gain"  # suffix of the names of gains of standardised weights
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,9 @@ def _new_network(config: TrainConfig, data: RunData) -> nn.Module:
     if config.network is not None:
         torch.manual_seed(config.seed)
         return build_network_of(config.network, in_channels=channels, image_size=size, classes=classes)
+    if config.model[:1].islower() and config.model not in SPECIFICATIONS:
+        rule = f"one of {', '.join(SPECIFICATIONS)}, or a specification such as 16C5-P2-128"
+        raise ConfigError(f"model must be {rule}; got {config.model}.")
     specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
     factor = config.width
     if config.model == "cifarnet":
@@ -223,6 +227,8 @@ def load_weights(
         if new_readout:
             readouts = tuple(f"{name}." for name, layer in network.named_modules() if isinstance(layer, Readout))
             drawn = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(readouts)}
+            if any(_GAIN in name for name in drawn) and not any(_GAIN in name for name in weights.tensors):
+                raise ConversionError(f"{said} has plain weights. Give --no-weight-standardisation.")
             weights = replace(weights, tensors=weights.tensors | drawn)
         description = weights.description()
         described = None if description is None else description.network
@@ -302,7 +308,7 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
     assumed = target.replace(
         readout="potential_start",
         batch_norm=any(".batch_norm." in key for key in weights.tensors),
-        weight_standardisation=any(key.endswith(".weight_gain") for key in weights.tensors),
+        weight_standardisation=any(key.endswith(_GAIN) for key in weights.tensors),
     )
     converted = convert(
         weights,
@@ -312,6 +318,9 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
         neuron=target.neuron,
     )
     config = converted.network.config
+    if config.in_channels != target.in_channels:
+        rule = f"have {config.in_channels} channels, as {weights.name} reads"
+        raise ConversionError(f"images must {rule}; got {target.in_channels}. Convert the images.")
     if _structure(config) != _structure(target):
         raise ConversionError(
             f"specification must be {config.specification}, as {weights.name} gives; got {target.specification} at "

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
-from ttfs_triton.command_line import parse_options, problem_lines
+from ttfs_triton.command_line import RECIPES, parse_options, problem_lines, recipe
 from ttfs_triton.option_rules import broken_rules
 from ttfs_triton.training_options import FREE_ON_RESUME, PROPERTIES, TrainConfig
 from ttfs_triton.untrusted_files import YamlError, read_mapping
@@ -134,6 +134,25 @@ def read_recipe(path: Path) -> Recipe:
             return Recipe(path, keys, presets, about)
         file = file.parent / str(above)
     raise ConfigError(f"{path}: extends must end after {_MOST_FILES} files; got {file} after them.")
+
+
+def recipe_config(name: str, preset: str | None = None, **changes: Any) -> TrainConfig:
+    """The configuration of a recipe that comes with the package, for `train`.
+
+    Args:
+        name: such as "cifarnet-cifar10"; `ttfs --help` lists all.
+        preset: as `--preset`. Default: none.
+        **changes: keys of the configuration, which replace the recipe's.
+    Raises:
+        ConfigError: there is no such recipe, preset or key, or a value is out of range.
+    Example:
+        >>> recipe_config("cifarnet-cifar10", "rel_psp", epochs=2).spiking_neuron.psp_persistence
+        1.0
+    """
+    if not (path := recipe(name)).is_file():
+        names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        raise ConfigError(f"recipe must be one of {', '.join(names)}; got {name}.")
+    return make_config(read_recipe(path).values(preset) | changes, f"recipe_config: {name}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

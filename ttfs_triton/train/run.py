@@ -304,6 +304,8 @@ class Trainer:
         name: str = "run",
     ) -> None:
         config = config or TrainConfig()
+        if config.preset is not None:
+            raise ConfigError(f"Trainer: config must have no preset, which only recipes have; got {config.preset}.")
         if given := config.network_keys():
             raise ConfigError(
                 f"Trainer: config must leave the network's keys at their defaults; got {', '.join(given)}."
