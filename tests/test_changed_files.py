@@ -24,12 +24,7 @@ from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import LoadError, Preprocessing, TTFSModel, find_model
 from ttfs_triton.model.classification import network_input
 from ttfs_triton.model.files import CONFIG_CHECKSUM, weight_bytes
-from ttfs_triton.train.checkpoint import (
-    CheckpointError,
-    checkpoint_bytes,
-    latest_checkpoint,
-    load_checkpoint,
-)
+from ttfs_triton.train.checkpoint import CheckpointError, checkpoint_bytes, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.config import ConfigError, make_config, read_yaml
 
 # What has broken readers: too large, too long, of another type, not finite, nested, aliases.

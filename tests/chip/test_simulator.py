@@ -17,14 +17,7 @@ from tests.clocked_oracle import FRACTION, Neurons, Work, earliest, layer
 from tests.nn.common import activations, randomised
 from ttfs_triton.chip.simulator import simulate
 from ttfs_triton.energy.counter import count
-from ttfs_triton.nn import (
-    Faults,
-    Grid,
-    NetworkConfig,
-    Neuron,
-    TTFSNetwork,
-    train_for,
-)
+from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork, train_for
 from ttfs_triton.nn.integers import largest_integer, quantise_weight
 
 GEOMETRIES = (

@@ -15,15 +15,7 @@ from ttfs_triton.export import Clock, compare_nir, compare_onnx, decide, input_f
 from ttfs_triton.export.compare import import_into_snntorch
 from ttfs_triton.export.nir_clock import FirstSpikes, sampling
 from ttfs_triton.export.shared import synapse_arrays
-from ttfs_triton.nn import (
-    AnalogEncoder,
-    DFTConv2d,
-    EarliestSpikePool2d,
-    LatencyEncoder,
-    Neuron,
-    Readout,
-    SignedEncoder,
-)
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, LatencyEncoder, Neuron, Readout, SignedEncoder
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
 pytest.importorskip("snntorch", reason="running NIR needs snnTorch")

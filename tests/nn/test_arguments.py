@@ -79,10 +79,7 @@ def tiny(unit: float) -> ClockedLayer:
         (lambda: Faults(lost_spikes=-0.1), "lost_spikes\n.*input_value=-0.1"),
         (lambda: Faults(lost_spikes=math.nan), "lost_spikes\n.*input_value=nan"),
         (lambda: Faults(dead_neurons=0.7, stuck_neurons=0.6), r"must be at most 1 together; got 1\.3"),
-        (
-            lambda: quantise_weight(torch.tensor([[1.0, math.nan]]), 8),
-            "quantise_weight: weight must be finite; got n",
-        ),
+        (lambda: quantise_weight(torch.tensor([[1.0, math.nan]]), 8), "quantise_weight: weight must be finite; got n"),
         (lambda: quantise_potential(math.inf, torch.ones(1), 4), "quantise_potential: potential must be finite; got"),
         (lambda: tiny(1e-9), r"simulate: steps must keep potentials below 2\^62; got 4096 steps"),
         # networks

@@ -12,16 +12,7 @@ from ttfs_triton.convert import ConversionError, convert_ann
 from ttfs_triton.convert.build import code_of
 from ttfs_triton.energy import count
 from ttfs_triton.export import compare_onnx, to_c, to_nir, to_onnx
-from ttfs_triton.nn import (
-    DFTConv2d,
-    Grid,
-    LatencyEncoder,
-    Neuron,
-    Readout,
-    SpikeUpsample2d,
-    network_graph,
-    put_on_grid,
-)
+from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, Neuron, Readout, SpikeUpsample2d, network_graph, put_on_grid
 
 
 class UShaped(nn.Module):
