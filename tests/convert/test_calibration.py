@@ -13,18 +13,9 @@ from ttfs_triton.commands import calibrate as main
 from ttfs_triton.convert import ConversionError, calibrate_network
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    Grid,
-    LatencyEncoder,
-    NetworkConfig,
-    Neuron,
-    Readout,
-    TTFSNetwork,
-    network_graph,
-    put_on_grid,
-)
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Grid, LatencyEncoder, NetworkConfig, Neuron, Readout, TTFSNetwork
+from ttfs_triton.nn.graph import network_graph
+from ttfs_triton.nn.prepare import put_on_grid
 
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

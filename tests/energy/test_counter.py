@@ -16,22 +16,9 @@ from tests.energy.energy_cases import counted as charged
 from tests.nn.common import randomised
 from ttfs_triton.energy import Counts, LayerCounts, counter, estimate
 from ttfs_triton.energy.counter import count, counting, spike_histogram
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    EarliestSpikePool2d,
-    LatencyEncoder,
-    NetworkConfig,
-    Readout,
-    TTFSNetwork,
-    cnn1,
-    collect_statistics,
-    record_statistics,
-    reset_statistics,
-    sparsity,
-    vgg11,
-    vgg16,
-)
+from ttfs_triton.nn import LatencyEncoder, NetworkConfig, Readout, TTFSNetwork, cnn1, sparsity, vgg11, vgg16
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
+from ttfs_triton.nn.statistics import collect_statistics, record_statistics, reset_statistics
 
 PLAIN = {"weight_standardisation": False}
 

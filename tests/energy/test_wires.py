@@ -11,20 +11,11 @@ from ttfs_triton.chip import simulate
 from ttfs_triton.energy import count
 from ttfs_triton.energy.cost import Cost, EventWeights
 from ttfs_triton.export import compare_nir, to_nir
-from ttfs_triton.nn import (
-    DFTConv2d,
-    Grid,
-    LatencyEncoder,
-    NetworkConfig,
-    NetworkError,
-    Neuron,
-    Readout,
-    TTFSNetwork,
-    network_graph,
-    put_on_grid,
-)
+from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, NetworkConfig, NetworkError, Neuron, Readout, TTFSNetwork
+from ttfs_triton.nn.graph import network_graph
 from ttfs_triton.nn.integers import quantise_weight
 from ttfs_triton.nn.on_chip import ClockedLayer
+from ttfs_triton.nn.prepare import put_on_grid
 from ttfs_triton.train.target import CostedNetwork, Target
 from ttfs_triton.training_options import TargetOptions
 

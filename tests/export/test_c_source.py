@@ -18,17 +18,8 @@ from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.export import to_c
 from ttfs_triton.export.compare import compile_c, raw_bytes
-from ttfs_triton.nn import (
-    AnalogEncoder,
-    DFTConv2d,
-    DFTLinear,
-    Grid,
-    LatencyEncoder,
-    Neuron,
-    Readout,
-    SignedEncoder,
-    put_on_grid,
-)
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, LatencyEncoder, Neuron, Readout, SignedEncoder
+from ttfs_triton.nn.prepare import put_on_grid
 from ttfs_triton.nn.weighted import skip_step
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="exported C is compiled by gcc")

@@ -5,24 +5,12 @@ import math
 import pytest
 import torch
 
-from ttfs_triton.nn import (
-    AnalogEncoder,
-    DFTConv2d,
-    DFTLinear,
-    EarliestSpikePool2d,
-    Faults,
-    Grid,
-    NetworkConfig,
-    Readout,
-    SignedEncoder,
-    SpikeUpsample2d,
-    TTFSNetwork,
-    activation_to_spike_time,
-    cnn1,
-)
+from ttfs_triton.nn import Faults, Grid, NetworkConfig, Readout, TTFSNetwork
+from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder, activation_to_spike_time
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import quantise_potential, quantise_weight
-from ttfs_triton.nn.networks import cifarnet_specification
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
+from ttfs_triton.nn.networks import cifarnet_specification, cnn1
 from ttfs_triton.nn.on_chip import ClockedLayer
 
 

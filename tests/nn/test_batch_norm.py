@@ -8,17 +8,8 @@ import torch.nn.functional as F
 
 from ttfs_kernels import Neuron
 from ttfs_triton.energy import count
-from ttfs_triton.nn import (
-    AnalogEncoder,
-    DFTLinear,
-    Grid,
-    NetworkConfig,
-    TTFSNetwork,
-    cifarnet,
-    fold_batch_norm,
-    network_graph,
-    whiten,
-)
+from ttfs_triton.nn import DFTLinear, Grid, NetworkConfig, TTFSNetwork, cifarnet, fold_batch_norm, network_graph, whiten
+from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.prepare import unfold_batch_norm
 
 

@@ -10,21 +10,11 @@ from tests.chip.networks import saturating_network
 from tests.nn.common import randomised
 from ttfs_triton.chip import simulate
 from ttfs_triton.chip.simulator import FaultyChip
-from ttfs_triton.nn import (
-    AnalogEncoder,
-    DFTLinear,
-    Faults,
-    Grid,
-    NetworkConfig,
-    Neuron,
-    TTFSNetwork,
-    cnn1,
-    put_on_grid,
-    train_for,
-)
+from ttfs_triton.nn import AnalogEncoder, DFTLinear, Faults, Grid, NetworkConfig, Neuron, TTFSNetwork, cnn1
 from ttfs_triton.nn.faults import disturbed, draw_broken, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import quantise_weight
+from ttfs_triton.nn.prepare import put_on_grid, train_for
 
 ALL = Faults(spike_jitter=0.1, weight_noise=0.1, dead_neurons=0.1, stuck_neurons=0.05, lost_spikes=0.1)
 

@@ -14,21 +14,10 @@ from tests.chip.networks import READOUTS, small_network
 from tests.nn.common import activations, randomised
 from ttfs_kernels import dft_conv2d, dft_linear
 from ttfs_triton.chip import simulate
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    Faults,
-    Grid,
-    NetworkConfig,
-    Neuron,
-    TTFSNetwork,
-    network_graph,
-    put_on_grid,
-    train_for,
-)
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Faults, Grid, NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.nn.grid import Clock, first_instant
 from ttfs_triton.nn.on_chip import RoundedLayer
-from ttfs_triton.nn.prepare import plain_synapses
+from ttfs_triton.nn.prepare import plain_synapses, put_on_grid, train_for
 
 GRIDS = [
     Grid(4, 4),

@@ -13,21 +13,9 @@ from tests import oracles
 from tests.nn.common import activations, randomised
 from ttfs_kernels import dft_conv2d
 from ttfs_kernels.rule import fire
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    EarliestSpikePool2d,
-    Grid,
-    LatencyEncoder,
-    NetworkConfig,
-    Neuron,
-    Readout,
-    SpikeUpsample2d,
-    TTFSNetwork,
-    activation_to_spike_time,
-    network_graph,
-    resnet20,
-)
+from ttfs_triton.nn import Grid, LatencyEncoder, NetworkConfig, Neuron, Readout, TTFSNetwork, network_graph, resnet20
+from ttfs_triton.nn.coding import activation_to_spike_time
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
 from ttfs_triton.nn.weighted import skip_step
 
 BLOCKS = "4C3-(4C3-6C3)x2-P2-(6C3s2-6C3-8C3)-12-(12-12)"

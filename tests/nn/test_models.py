@@ -3,17 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.nn.common import activations, randomised
-from ttfs_triton.nn import (
-    NetworkConfig,
-    Neuron,
-    TTFSNetwork,
-    cnn1,
-    collect_statistics,
-    record_statistics,
-    reset_statistics,
-    vgg11,
-    vgg16,
-)
+from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, collect_statistics, record_statistics, reset_statistics
+from ttfs_triton.nn.networks import cnn1, vgg11, vgg16
 
 PLAIN, BLOCKS, AVERAGES = "4C3-P2-6C3p0-P2-8", "4C3-(4C3-6C3)-(6C3s2-8C3)", "4C3-A2-(6C3-8C3)-A-5"
 

@@ -8,20 +8,10 @@ from torch import nn
 from tests import oracles
 from tests.nn.common import activations, randomised
 from ttfs_triton.chip import simulate
-from ttfs_triton.nn import (
-    DFTLinear,
-    Grid,
-    LatencyEncoder,
-    Neuron,
-    Readout,
-    SpikeCounter,
-    collect_statistics,
-    decide,
-    first_spike_decision,
-    first_spike_times,
-    put_on_grid,
-    record_statistics,
-)
+from ttfs_triton.nn import Grid, LatencyEncoder, Neuron, Readout, decide, first_spike_decision, first_spike_times
+from ttfs_triton.nn.layers import DFTLinear
+from ttfs_triton.nn.prepare import put_on_grid
+from ttfs_triton.nn.statistics import SpikeCounter, collect_statistics, record_statistics
 
 
 @settings(max_examples=60)

@@ -8,20 +8,8 @@ from torch import nn
 
 from tests.chip.networks import emitted
 from tests.nn.common import activations
-from ttfs_triton.nn import (
-    DFTLinear,
-    Faults,
-    Grid,
-    Neuron,
-    SpikeCounter,
-    cnn1,
-    collect_statistics,
-    record_statistics,
-    reset_statistics,
-    sparsity,
-    train_for,
-    vgg11,
-)
+from ttfs_triton.nn import DFTLinear, Faults, Grid, Neuron, SpikeCounter, cnn1, train_for, vgg11
+from ttfs_triton.nn.statistics import collect_statistics, record_statistics, reset_statistics, sparsity
 
 
 @pytest.mark.parametrize(
