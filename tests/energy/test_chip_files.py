@@ -5,19 +5,8 @@ import dataclasses
 import pytest
 
 from tests.energy.energy_cases import dense_network
-from ttfs_triton.energy.chip import (
-    FOLDER,
-    STATUSES,
-    UNITS,
-    Access,
-    Memory,
-    Price,
-    Range,
-    available_chips,
-    load_chip,
-    weakest,
-)
-from ttfs_triton.energy.models import estimate
+from ttfs_triton.energy import Memory, Price, Range, available_chips, estimate, load_chip
+from ttfs_triton.energy.chip import FOLDER, STATUSES, UNITS, Access, weakest
 
 GIVEN = {"unit": "pJ", "status": "measured", "source": "a paper"}
 MINE = """

@@ -12,18 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ttfs_triton.data.events import EventWindows
-from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing, TTFSModel
-from ttfs_triton.model.files import (
-    CONFIG_CHECKSUM,
-    MAX_CONFIG_BYTES,
-    ModelFiles,
-    checksum,
-    find_model,
-    read_model,
-    read_weights,
-    weight_bytes,
-    write_model,
-)
+from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing, TTFSModel, files, find_model
+from ttfs_triton.model.files import checksum, read_model, read_weights, weight_bytes, write_model
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
@@ -49,7 +39,7 @@ def rewrite(folder, tensors, **changes):
     """Write a changed config.json, and weights that know it."""
     content = json.dumps(DESCRIPTION.to_dict() | changes).encode()
     (folder / "config.json").write_bytes(content)
-    metadata = {CONFIG_CHECKSUM: hashlib.sha256(content).hexdigest()}
+    metadata = {files.CONFIG_CHECKSUM: hashlib.sha256(content).hexdigest()}
     (folder / "model.safetensors").write_bytes(weight_bytes(tensors, metadata))
 
 
@@ -77,7 +67,7 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     write_model(other, network.state_dict(), DESCRIPTION.replace(dataset=None))
     with pytest.raises(LoadError, match=r"its checksum differs\. Copy or download both again"):
-        read_model(ModelFiles(weights, other / "config.json"))
+        read_model(files.ModelFiles(weights, other / "config.json"))
     weights.write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=r"must be the ones written with it; their header has format, tensors_"):
         read(folder)
@@ -90,7 +80,7 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
         (b'{"a": ' * 100_000, "it is not JSON"),
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is not JSON"),
         (b"[1]", "format_version must be 3 or 4; got None"),
-        (b" " * (MAX_CONFIG_BYTES + 1), "must be a readable file; .* at most 16777216 are allowed"),
+        (b" " * (files.MAX_CONFIG_BYTES + 1), "must be a readable file; .* at most 16777216 are allowed"),
         (None, "must describe the network of the weights; there is no such file"),
         (os.mkfifo, "must be a readable file; .*no regular file"),
     ],

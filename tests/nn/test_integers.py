@@ -7,14 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import backends
 
-from ttfs_triton.nn.integers import (
-    FLOAT32_BOUND,
-    FLOAT64_BOUND,
-    SMALLEST_UNIT,
-    exact_products,
-    fitting_unit,
-    quantise_weight,
-)
+from ttfs_triton.nn import integers
+from ttfs_triton.nn.integers import FLOAT32_BOUND, FLOAT64_BOUND, SMALLEST_UNIT, exact_products, quantise_weight
 
 
 @settings(max_examples=40)
@@ -46,7 +40,7 @@ def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, 
         assert largest.max() == rounded.limit or not above_floor.any()
         assert len(rounded.unit.unique()) == 1
     if bits is not None:
-        unit = fitting_unit(weight, bits, per_channel=per_channel)
+        unit = integers.fitting_unit(weight, bits, per_channel=per_channel)
         fitted = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
         errors = [(weights.dequantise() - weight).square().flatten(1).sum(1) for weights in (fitted, rounded)]
         least, widest = errors if per_channel else (error.sum() for error in errors)
