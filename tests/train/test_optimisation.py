@@ -12,19 +12,10 @@ from tests.train.runs import At, change, metrics
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import ConfigError, TrainConfig, train
-from ttfs_triton.train import data as data_of_run
+from ttfs_triton.train import ConfigError, TrainConfig, optimisation, train
 from ttfs_triton.train.data import RunData, channel_statistics
 from ttfs_triton.train.learner import refresh_statistics
-from ttfs_triton.train.optimisation import (
-    LEVELS,
-    Muon,
-    PersistenceSchedule,
-    build_optimizer,
-    look_ahead,
-    orthogonal,
-    rate_factor,
-)
+from ttfs_triton.train.optimisation import Muon, PersistenceSchedule, build_optimizer, look_ahead, rate_factor
 
 STEPS = 1000
 
@@ -48,8 +39,8 @@ def test_sigma_rises_by_levels_from_zero_to_the_goal_of_each_layer():
         assert lowest == pytest.approx(seen[-1] / 2)
     assert seen == sorted(seen)
     assert (set(seen[:250]), set(seen[600:])) == ({0.0}, {0.8})
-    assert len(set(seen)) == LEVELS + 1
-    assert seen[425] == pytest.approx(0.4, abs=0.8 / LEVELS)
+    assert len(set(seen)) == optimisation.LEVELS + 1
+    assert seen[425] == pytest.approx(0.4, abs=0.8 / optimisation.LEVELS)
     assert (len(seen), schedule.share) == (STEPS, 1)
     schedule.set(425)  # as a resumed run does
     with schedule.at_goal():
@@ -144,7 +135,7 @@ def test_statistics_of_images_sorted_by_class_are_those_of_all(monkeypatch):
     torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
     whole, run = images.double() / 255, RunData(data, data, torch.arange(10_000), torch.arange(0))
     for number, tolerance in ((10_000, 6e-5), (2500, 0.03)):
-        monkeypatch.setattr(data_of_run, "STATISTICS_IMAGES", number)
+        monkeypatch.setattr("ttfs_triton.train.data.STATISTICS_IMAGES", number)
         (mean,), (std,) = channel_statistics(run)
         assert (mean, std) == pytest.approx((whole.mean().item(), whole.std().item()), abs=tolerance)
 
@@ -219,7 +210,7 @@ def test_steps_are_those_of_pytorchs_muon_on_a_sphere_and_of_sgd():
             assert weight.norm().item() == pytest.approx(start.norm().item(), rel=1e-5)
             with torch.no_grad():  # both go on from one place
                 matrix.copy_(weight.flatten(1))
-    assert torch.equal(orthogonal(torch.zeros(4, 6)), torch.zeros(4, 6))
+    assert torch.equal(optimisation.orthogonal(torch.zeros(4, 6)), torch.zeros(4, 6))
 
 
 def test_cancelled_step_changes_nothing_and_scaled_gradients_are_unscaled():

@@ -15,16 +15,7 @@ import torch
 from filelock import FileLock
 
 from ttfs_triton.train import RunFolderError, TrainConfig, checkpoint, train
-from ttfs_triton.train.checkpoint import (
-    CheckpointError,
-    Position,
-    RunState,
-    checkpoint_bytes,
-    checkpoint_path,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from ttfs_triton.train.checkpoint import checkpoint_bytes, checkpoint_path, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.run import _new_folder
 from ttfs_triton.train.run_folder import LOCK, RunFolder
 
@@ -160,7 +151,8 @@ def test_default_folders_are_unique(tmp_path, monkeypatch):
 def save(folder: Path, step: int, keep_last: int = 100, precision: str = "no") -> Path:
     state = {"configuration": {}, "precision": precision, "data": "1", "test_data": "2", "scaler": None}
     tensors = {"model": {"weight": torch.full((5,), float(step))}, "average": {}}
-    save_checkpoint(folder, RunState(**state, position=Position(step=step)), tensors, keep_last=keep_last)
+    run = checkpoint.RunState(**state, position=checkpoint.Position(step=step))
+    checkpoint.save_checkpoint(folder, run, tensors, keep_last=keep_last)
     return checkpoint_path(folder, step)
 
 
@@ -202,7 +194,7 @@ def test_damage_is_named_and_passed_over(tmp_path, caplog, message, damage):
     save(tmp_path, 9)
     path = save(tmp_path, 10)
     damage(path)
-    with pytest.raises(CheckpointError, match=f"load_checkpoint: .*{message}"):
+    with pytest.raises(checkpoint.CheckpointError, match=f"load_checkpoint: .*{message}"):
         load_checkpoint(path)
     with caplog.at_level(logging.WARNING):
         assert latest_checkpoint(tmp_path).path == checkpoint_path(tmp_path, 9)

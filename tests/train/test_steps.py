@@ -13,19 +13,10 @@ from tests.train.runs import AUGMENTATION, At, change, last, metrics
 from tests.virtual_cuda import recording
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train import (
-    ConfigError,
-    DeviceLostError,
-    Interrupted,
-    NonFiniteLossError,
-    TrainConfig,
-    learner,
-    loop,
-    train,
-)
+from ttfs_triton.train import ConfigError, DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, train
 from ttfs_triton.train.build import build_network
-from ttfs_triton.train.data import load_data
-from ttfs_triton.train.learner import FiniteGuard
+from ttfs_triton.train.data import load_data, train_loader
+from ttfs_triton.train.learner import FiniteGuard, Learner
 from ttfs_triton.train.optimisation import build_optimizer, update_average
 
 
@@ -53,7 +44,7 @@ def config(config, device):
 )
 def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, teacher, values):
     """Nor do gathering and augmentation."""
-    steps, batches, step, loader = [], [], learner.Learner.step, loop.train_loader
+    steps, batches, step = [], [], Learner.step
 
     def watched_step(trainer, micro_batches, done):
         with recording() as record:
@@ -62,7 +53,7 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
         assert trainer.average is None or trainer.average.n_averaged.device == watched_device
 
     def watched_loader(*arguments, **options):
-        loaded = loader(*arguments, **options)
+        loaded = train_loader(*arguments, **options)
         while True:
             with recording() as record:
                 batch = next(loaded, None)
@@ -71,8 +62,8 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
                 return
             yield batch
 
-    monkeypatch.setattr(learner.Learner, "step", watched_step)
-    monkeypatch.setattr(loop, "train_loader", watched_loader)
+    monkeypatch.setattr(Learner, "step", watched_step)
+    monkeypatch.setattr("ttfs_triton.train.loop.train_loader", watched_loader)
     config = change(config, statistics_steps=3, **values | ({"teacher": teacher} if "teacher" in values else {}))
     train(config)
     assert len(steps) == 8 * config.epochs

@@ -14,16 +14,9 @@ from ttfs_triton.energy import count
 from ttfs_triton.energy.cost import Cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
-from ttfs_triton.train import train
+from ttfs_triton.train import target, train
 from ttfs_triton.train.display import _target_words
-from ttfs_triton.train.target import (
-    CostedNetwork,
-    LagrangeMultiplier,
-    SilentChannels,
-    Target,
-    count_spikes,
-    make_target,
-)
+from ttfs_triton.train.target import CostedNetwork, SilentChannels, Target, count_spikes, make_target
 from ttfs_triton.training_options import Goal
 
 TWENTY = Target(Goal("sparsity", 0.2), Cost(0.0, {}), 0.0)
@@ -76,7 +69,7 @@ def test_cost_of_a_batch_is_that_of_its_counts(goal, options):
 def toy(goal, steps, gain, free):
     """Final cost of a network that answers to pressure, and to what it would rather do, with momentum and noise, at a
     learning rate that ends at 0."""
-    multiplier = LagrangeMultiplier(goal, 0.0, Accelerator(cpu=True), steps, ema_decay=0.0)
+    multiplier = target.LagrangeMultiplier(goal, 0.0, Accelerator(cpu=True), steps, ema_decay=0.0)
     generator, log_cost = torch.Generator().manual_seed(0), math.log(0.27)
     velocity = 0.0
     for step in range(steps):
@@ -102,12 +95,12 @@ LONG = TARGET | {"epochs": 16}  # enough steps for the multiplier to follow
 
 def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate_one(config, capsys):
     summary = train(change(config, **LONG))
-    target, lines = summary["target"], metrics(config.output_dir)
-    assert target["validation"]["network"] == pytest.approx(0.2, rel=0.1)
-    assert target["test"] == {"network": pytest.approx(summary["sparsity"])}
+    result, lines = summary["target"], metrics(config.output_dir)
+    assert result["validation"]["network"] == pytest.approx(0.2, rel=0.1)
+    assert result["test"] == {"network": pytest.approx(summary["sparsity"])}
     assert summary["test_accuracy"] > 0.5
     said = " ".join(capsys.readouterr().out.split())
-    verdict = "reached" if target["reached"] else "not reached"
+    verdict = "reached" if result["reached"] else "not reached"
     assert f"target sparsity {summary['sparsity']:.4g} of 0.2: {verdict} within 2%" in said
 
     def order(line):
