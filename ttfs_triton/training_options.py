@@ -340,8 +340,14 @@ class TargetOptions(Options):
     """Goal for synaptic operations, as a share of the dense ANN's multiply-accumulates, such as 0.15."""
     target_energy: Annotated[str | None, ONE_TARGET] = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
-    target_steps: Annotated[Number, Needs("target_energy")] = 32
-    """Time steps per window with which target_energy is computed."""
+    target_steps: Annotated[Number | None, Needs("target_energy")] = None
+    """Time steps per window with which target_energy is computed. Default: time_steps, or 32 without a grid."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_runs(cls, values: Any) -> Any:
+        unused = isinstance(values, dict) and values.get("target_steps") == 32 and not values.get("target_energy")
+        return values | {"target_steps": None} if unused else values
 
     @property
     def target(self) -> Goal | None:

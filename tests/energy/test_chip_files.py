@@ -139,7 +139,7 @@ def test_users_own_file_loads(write):
         ("Loihi 2", "one of anp_i, .* or the path of a TOML file; got Loihi 2. Nobody has published the energy"),
         ("horowitz45", "one of horowitz45:fp32, .*; got no precision"),
         ("loihi:int8", "one of loihi; got precision int8"),
-        ("none.toml", "one of .* or the path of a TOML file; got none.toml"),
+        ("none.toml", "a TOML file that exists; got none.toml"),
     ],
 )
 def test_unknown_names_are_refused(name, message):
@@ -153,11 +153,15 @@ def test_unknown_names_are_refused(name, message):
         ("node_nm", "node_um", "node_um: there is no such key"),
         ("prices.synop", "prices.synpo", "included and prices must be of accumulate, .*; got synpo"),
         ('"pJ"', '"mW"', "prices.synop.unit must measure energy; got mW"),
-        ("value = 2.0", "", "prices.synop: value must be None exactly if status is unpublished; got None, measured"),
+        (
+            "value = 2.0",
+            "",
+            "prices.synop: value must be given, unless .*; got None, measured",
+        ),
         ("low = 1.0", "low = 3.0", "prices.synop: value must be within low and high; got 3.0 ≤ 2.0 ≤ 4.0"),
         ('"including fetch"', '"arithmetic"', 'synop must be absent, because synop_scope = "arithmetic" covers it'),
         (MINE, ADDITIONS, 'prices.multiply_accumulate must be there for synop_scope = "arithmetic"'),
-        ("node_nm = 22", "precisions = 3", "must be one of mine; got no precision"),
+        ("node_nm = 22", "precisions = 3", r"must be one of .*mine\.toml; got no precision"),
         ("node_nm = 22", "# \udcff", "must be TOML; got an error: 'utf-8' codec"),
         ("node_nm = 22", "#" * 300_000, "must be TOML; got an error: .* at most 262144 are allowed"),
         ("[prices.synop]", f"{MEMORY}[prices.synop]", "memory must be absent, because synop_scope"),

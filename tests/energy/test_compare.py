@@ -34,7 +34,7 @@ def test_dense_ann_multiplies_every_synapse_and_zero_skipping_what_is_not_zero_b
     dense, skipping = (counted(ann(COUNTS, "lemaire45:int8")) for ann in (dense_ann, zero_skipping_ann))
     assert (dense["multiply-accumulates"], dense["activation functions"]) == (1936 + 15488 + 1280, 256 + 512)
     assert dense_ann(COUNTS, "horowitz45:int8").total.nominal == pytest.approx(0.23 * 18704 + 0.03 * 768)
-    assert (skipping["multiply-accumulates"], skipping["tests for zero"]) == (1800 + 6000 + 640, 64 + 256 + 128)
+    assert (skipping["multiply-accumulates"], skipping["tests for zero"]) == (1800 + 6000 + 640, 1936 + 15488 + 128)
     assert skipping["input reads"] == dense["input reads"] == 1936 + 15488 + 128
     assert skipping["weight reads"] < dense["weight reads"]
 
@@ -46,7 +46,7 @@ def test_dense_ann_multiplies_every_synapse_and_zero_skipping_what_is_not_zero_b
 def test_break_even_firing_share_is_where_energies_meet(chip):
     counts = of_neuron(COUNTS, 0.0)
     point = break_even_firing_share(counts, chip, OPTIONS)
-    assert f"with memory, it costs less than the dense ANN below a firing share of {point.value:.1%} (now" in point.text
+    assert f"with memory, it costs less than the dense ANN below an activity of {point.value:.3f} (now" in point.text
     moved = estimate(counts.firing_more(point.value / counts.sparsity), chip, OPTIONS)
     assert moved.memory_included.nominal == pytest.approx(dense_ann(counts, chip).memory_included.nominal)
 
@@ -54,12 +54,12 @@ def test_break_even_firing_share_is_where_energies_meet(chip):
 def test_break_even_says_when_there_is_none():
     never = break_even_firing_share(COUNTS, "lemaire45:int8", RunOptions(steps=4096))
     assert never.value is None
-    assert never.text.startswith("no break-even firing share: the network without a spike costs ")
+    assert never.text.startswith("no break-even activity: the network without a spike costs ")
     always = break_even_firing_share(COUNTS, priced("dear products", 1e6), OPTIONS)
     assert always.value > 1
-    assert always.text == "with memory, it costs less than the dense ANN at any firing share"
+    assert always.text == "with memory, it costs less than the dense ANN at any activity"
     dark = break_even_firing_share(COUNTS.firing_more(0.0), "lemaire45:int8", OPTIONS)
-    assert dark == (None, "no break-even firing share: no hidden neuron fires")
+    assert dark == (None, "no break-even activity: no hidden neuron fires")
 
 
 # ---- who is cheaper

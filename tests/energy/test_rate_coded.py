@@ -179,7 +179,7 @@ def test_energy_is_counts_by_hand():
     report = estimate_rate_coded(found, "lemaire45:int8", network="two layers")
     assert counted(report, "linear") == {
         "multiply-accumulates": 16,  # 4 · 2 synapses in 2 steps, zeros too
-        "weight reads": 16 + 4 + 4,  # weights, biases of each run, biases of each update
+        "weight reads": 16 + 4,  # weights, biases of each run
         "input reads": 8,
         "output writes": 4,
         "addressing": 2 * (4 + 2 + 8),

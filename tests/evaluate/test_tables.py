@@ -19,7 +19,7 @@ def printed(capsys):
 def test_estimate_shows_sums_assumptions_and_what_has_no_price(printed):
     text = printed(print_estimate, estimate(convolutional_network(), "odin", steps=4))
     assert "- excluded: multiply-accumulates, neuron updates (no published price)" in text
-    assert "- excluded: leakage, idle power (the latency is not known: give step_us)" in text
+    assert "- excluded: leakage, idle power (the latency is not known: give --step-us, or " in text
     assert "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power counts one" in text
     assert text.index("sums; weakest status") < text.index("- clock-driven, 4 steps a window")
 
@@ -27,7 +27,7 @@ def test_estimate_shows_sums_assumptions_and_what_has_no_price(printed):
 def test_comparison_shows_compute_and_memory_side_by_side(printed):
     comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8))
     text = printed(print_comparison, comparison)
-    for word in ("compute only", "memory included", "dense ANN", "zero-skipping ANN", "share"):
+    for word in ("compute only", "memory included", "dense ANN", "zero-skipping ANN", "activity"):
         assert word in text
     once = printed(print_comparison, comparison, small_print(comparison.estimates[0]))
     assert [line in once for line in ("- memory of a layer", "- zero-skipping ANN; no reuse")] == [False, True]

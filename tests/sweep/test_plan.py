@@ -80,7 +80,7 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     assert (config.weights, config.new_readout, config.max_test_samples) == (str(run.resolve()), False, None)
     config = point_config(found, {"target_operations": "0.2"}, tmp_path)
     assert (config.optimizer, config.schedule, config.lookahead, config.lr) == ("muon", "cosine", 5, 1e-2)
-    assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, 32)
+    assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, None)
     (tmp_path / "more.yaml").write_text("label_smoothing: 0.5\nseed: 3\n")
     config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), {}, tmp_path)
     assert (config.label_smoothing, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"

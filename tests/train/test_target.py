@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from tests.nn.common import activations
 from tests.train.runs import TARGET, change, metrics
-from ttfs_triton.energy import count
+from ttfs_triton.energy import RunOptions, count
 from ttfs_triton.energy.cost import Cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
@@ -34,7 +34,7 @@ def costed(goal, specification="4C3-P2-6C3p0-P2-8", **options):
     network = TTFSNetwork(NetworkConfig(specification, image_size=(14, 14), **options))
     images = torch.rand(6, 1, 14, 14) * (torch.rand(6, 1, 14, 14) < 0.5)
     graph = network_graph(network, images.shape[1:])
-    return CostedNetwork(network, graph, make_target(goal, network, images, steps=16)), images
+    return CostedNetwork(network, graph, make_target(goal, network, images, RunOptions(steps=16))), images
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ class Price:
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if (self.value is None) != (self.status == "unpublished"):
-            raise ValueError(f"value must be None exactly if status is unpublished; got {self.value}, {self.status}")
+            rule = 'value must be given, unless status is "unpublished", which has none'
+            raise ValueError(f"{rule}; got {self.value}, {self.status}")
         if self.value is None:
             return self
         low, high = (self.value if bound is None else bound for bound in (self.low, self.high))
@@ -303,7 +304,8 @@ class Chip:
             raise ValueError(f"included and prices must be of {', '.join(PRICES)}; got {key}")
         for key, price in self.prices.items():
             if price.dimension != PRICES[key]:
-                raise ValueError(f"prices.{key}.unit must measure {PRICES[key]}; got {price.unit}")
+                units = ", ".join(UNITS[PRICES[key]])
+                raise ValueError(f"prices.{key}.unit must measure {PRICES[key]}; got {price.unit}. Use one of {units}")
         for key in (*self.prices, *(["memory"] if self.memory else [])):
             if self.holds(key):
                 holder = "included" if key in self.included else f'synop_scope = "{self.synop_scope}"'
@@ -364,6 +366,8 @@ def load_chip(name_or_path: Chip | str | Path) -> Chip:
         return name_or_path
     name, precision = re.findall(r"(?s)\A(.*?)(?::(\w+))?\Z", str(name_or_path))[0]
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if name.endswith(".toml") and not path.is_file():
+        raise ValueError(f"load_chip: chip must be a TOML file that exists; got {name}. Correct the path.")
     if not path.is_file():
         rule = f"one of {', '.join(available_chips())} or the path of a TOML file"
         remedy = "Nobody has published the energy of an operation of Loihi 2, Akida or Speck."
@@ -375,9 +379,9 @@ def load_chip(name_or_path: Chip | str | Path) -> Chip:
     precisions = values.pop("precisions", {})
     changes = precisions.get(precision, {}) if isinstance(precisions, dict) else None
     if not isinstance(changes, dict) or precision not in (precisions or {""}):
-        names = ", ".join(f"{path.stem}:{other}" for other in precisions) if isinstance(precisions, dict) else ""
+        names = ", ".join(f"{name}:{other}" for other in precisions) if isinstance(precisions, dict) else ""
         got = f"precision {precision}" if precision else "no precision"
-        raise ValueError(f"load_chip: chip must be one of {names or path.stem}; got {got}.")
+        raise ValueError(f"load_chip: chip must be one of {names or name}; got {got}.")
     prices = (values.get("prices", {}), changes.get("prices", {}))
     values |= changes | {"name": f"{path.stem}:{precision}" if precision else path.stem}
     if all(isinstance(table, dict) for table in prices):

@@ -39,7 +39,7 @@ def break_even_firing_share(counts: Counts, chip: Chip | str | Path, options: Ru
     Raises:
         ValueError: the chip does not price both, with memory and without.
     """
-    options, none = replace(options, activity=None), "no break-even firing share"
+    options, none = replace(options, activity=None), "no break-even activity"
     if not counts.sparsity > 0:
         return BreakEven(None, f"{none}: no hidden neuron fires")
     silent, firing = (estimate(counts.firing_more(factor), chip, options) for factor in (0.0, 1.0))
@@ -49,7 +49,7 @@ def break_even_firing_share(counts: Counts, chip: Chip | str | Path, options: Ru
         costs = f"the network without a spike costs {energy(start)}, more than the dense ANN at {energy(dense)}"
         return BreakEven(None, f"{none}: {costs}")
     share = counts.sparsity * (dense - start) / (end - start) if end > start else math.inf
-    beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
+    beyond = "at any activity" if share > 1 else f"below an activity of {share:.3f} (now {counts.sparsity:.3f})"
     return BreakEven(share, f"with memory, it costs less than the dense ANN {beyond}")
 
 

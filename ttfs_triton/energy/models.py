@@ -130,7 +130,8 @@ def zero_skipping_ann(
 ) -> Estimate:
     """Energy of the same network as an ANN that multiplies only non-zero inputs.
 
-    Every input is still read and tested for zero (a comparison); weights are read only for products that are computed.
+    Every input is still read and tested for zero (a comparison), by a convolution once for every product, as without
+    reuse it is read; weights are read only for products that are computed.
 
     Args:
         counts: counts of the ANN whose zeros are skipped, or of the spiking network if the ANN is equally sparse.
@@ -141,12 +142,13 @@ def zero_skipping_ann(
 
 def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate:
     for layer in terms.layers:
-        if skip_zeros:
-            terms.compute(layer, "tests for zero", layer.inputs, "compare")
         if layer.average > 1:
             terms.compute(layer, "average pools", layer.inputs, "accumulate")
             pooled = {key: getattr(layer, key) / layer.average for key in ("dense_macs", "inputs")}
             layer = replace(layer, **pooled)
+        if skip_zeros:
+            tests = layer.dense_macs if layer.shared_weights else layer.inputs
+            terms.compute(layer, "tests for zero", tests, "compare")
         terms.multiplications(layer, min(layer.nonzero_macs, layer.dense_macs) if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")
@@ -269,7 +271,7 @@ class Terms:
         chip, total, network_bits = self.chip, self.counts.total(), self.counts.weight_bits
         step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
         latency_us = None if step_us is None or steps is None else step_us * steps
-        why = "an ANN has no steps" if steps is None else "give step_us"
+        why = "an ANN has no steps" if steps is None else "give --step-us, or the chip's file a step_time"
         self._static_power(latency_us, f"the latency is not known: {why}" if latency_us is None else "")
         lines = [*assumptions, *([] if latency_us is None else [f"latency {latency_us:,.4g} µs"])]
         lines.append(f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}")

@@ -195,7 +195,7 @@ def estimate_rate_coded(
             terms.synaptic_operations(layer, layer.synaptic_operations)
         terms.preset(layer, words=1, biases=False)
         terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, updates, updates), words=1)
-        if layer.biases:
+        if layer.biases and not real:  # which reads its biases with its weights
             terms.access(layer, "weight reads", updates, layer.biases, terms.state_bits)
         if terms.chip.arithmetic and counted.leaky.get(layer.name):
             terms.compute(layer, "leaks", updates, "multiply")

@@ -166,7 +166,8 @@ def measure(
     if options.simulation:
         setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
         simulations = simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting)
-    priced = RunOptions(steps, gating=options.gating, step_us=options.step_us)
+    state_bits = None if grid is None else grid.state_bits
+    priced = RunOptions(steps, gating=options.gating, step_us=options.step_us, state_bits=state_bits)
     run, *more = [simulated_run(simulation, priced) for simulation in simulations] or [Run(counts, priced)]
     fair = fair_chip(run.counts, chips, run.options)
     beside = more if simulations or grid is not None else None  # None: priced by the counts, a bound

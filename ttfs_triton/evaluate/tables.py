@@ -24,14 +24,18 @@ def operations_table(counts: Counts) -> Table:
         done = row["synaptic_operations"] + row["analog_macs"]
         share = done / row["dense_macs"] if row["dense_macs"] else float("nan")
         rows.append((name, share, *(number(row[key] / counts.samples) for key in titles)))
-    return Table("Operations of an image", ("layer", "of dense", *titles.values()), tuple(rows))
+    return Table("Operations of an image, closed form", ("layer", "of dense", *titles.values()), tuple(rows))
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
     """Table of accuracies by deadline."""
     headers = ("deadline", "accuracy", "fired by then", "mean decision time")
     cells = [(f"{row.deadline:.2f}", percent(row.accuracy), percent(row.decided), f"{row.time:.3f}") for row in rows]
-    return Table("Decisions by a deadline, in windows from the image's start", headers, cells)
+    return Table(
+        "Decisions by a deadline in windows; closed form, on a grid in its steps",
+        headers,
+        cells,
+    )
 
 
 def pairs_table(

@@ -25,7 +25,7 @@ __all__ = ["FrontierOptions", "read_point"]
 GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
 TARGETS = ("target_sparsity", "target_operations", "target_energy")
-TRAINING = ("epochs", "lr", "ema_decay", "seed")
+TRAINING = ("epochs", "lr", "ema_decay", "seed", "target_steps")
 KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
 """Keys of a training run that a point may set. A point needs at least one key outside `TRAINING`."""
 

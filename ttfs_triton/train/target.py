@@ -105,14 +105,14 @@ class Target:
         }
 
 
-def make_target(goal: Goal, network: nn.Module, images: Tensor, steps: int) -> Target:
-    """The target of a network, from some training images; `steps`: time steps per window, for energy."""
+def make_target(goal: Goal, network: nn.Module, images: Tensor, options: RunOptions) -> Target:
+    """The target of a network, from some training images; `options`: how it runs on the chip, for energy."""
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0)
     key = f"target_{goal.kind}"
     try:
         if goal.chip is not None:
-            cost = energy_cost(counts, goal.chip, RunOptions(steps=steps))
+            cost = energy_cost(counts, goal.chip, options)
         else:
             cost = (sparsity_cost if goal.kind == "sparsity" else operations_cost)(counts)
     except ValueError as error:
@@ -359,7 +359,8 @@ class TargetTraining:
     ) -> None:
         assert config.target is not None
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(accelerator.device)
-        self.target = make_target(config.target, network.to(accelerator.device), some, config.target_steps)
+        options = RunOptions(config.target_steps or config.time_steps or 32, state_bits=config.state_bits)
+        self.target = make_target(config.target, network.to(accelerator.device), some, options)
         self.model = CostedNetwork(network, graph, self.target)
         goal, floor = config.target.amount, self.target.floor
         self.multiplier = LagrangeMultiplier(goal, floor, accelerator, steps, config.ema_decay)
