@@ -123,7 +123,7 @@ def run_all(
 
 def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome:
     """Run a stage for at most its limit and at most `left_s`; its output goes to its log as it comes."""
-    places = {"output": output, "data": data}
+    places = {"output": output, "data": data and data.resolve()}
     words = [*stage.before.split(), sys.executable, *(word.format(**places) for word in stage.command.split())]
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"} | stage.variables

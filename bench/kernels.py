@@ -203,14 +203,14 @@ def run(options: Options) -> None:
                 rows += (measured := list(case.rows(providers[number], peak)))
                 torch.compiler.reset()  # or it would refuse to compile the same lines for ever more layers
                 show(measured)
+                bench.write(options.output, f"kernels-{device.type}", rows, about)
     if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET", "0") != "0":
         print("no tables of our kernels: Triton is not installed, or interprets kernels")
     else:
         show_host_time(layers, options.sigma, device)
         if not gpu:
             show_machine_code(layers, options.sigma)
-    path = bench.write(options.output, f"kernels-{device.type}", rows, about)
-    draw(rows, path.with_suffix(".svg"))
+    draw(rows, options.output / f"kernels-{device.type}.svg")
 
 
 def chosen(options: Options, gpu: bool) -> list[Layer]:

@@ -7,8 +7,8 @@
 All contenders train the same network, `cifarnet`, on the same images, with the same augmentation, batch size and
 held-out images, in bfloat16 on one device. They differ in the neurons between layers:
 
-- `sigma-0`, `sigma-1`: our neurons, by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset rel_psp`;
-- `ann`: PyTorch's convolution, batch norm and ReLU, with our initial means in front of pools;
+- `sigma-0`, `sigma-1`: our neurons, by `ttfs train cifarnet-cifar10 --preset best` and `rel_psp`, fused or graphed;
+- `ann`: PyTorch's convolution, batch norm and ReLU, eager, with our initial means in front of pools;
 - `spikingjelly`, `snntorch`: leaky integrate-and-fire neurons instead of ReLU. Half of the potential leaks in a time
   step, the threshold is 1, the surrogate derivative is the arctangent's. The image is repeated in T time steps, the
   first convolution is computed once, logits are means over time. SpikingJelly runs in multi-step mode, snnTorch as a
@@ -50,6 +50,7 @@ from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.config import make_config, read_recipe
 from ttfs_triton.train.data import EpochBatches, RunData, load_data, train_loader
+from ttfs_triton.train.device import freed_memory_kept
 from ttfs_triton.train.learner import STATISTICS_IMAGES
 from ttfs_triton.train.optimisation import look_ahead, rate_factor
 
@@ -146,9 +147,9 @@ class Training:
             weights = [parameter for parameter in trained if all(parameter is not bias for bias in biases)]
             decay = config.weight_decay
             groups = [{"params": weights, "weight_decay": decay}, {"params": biases, "lr": config.lr * NORM_BIAS_RATE}]
-            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+            self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
         else:
-            self.optimizer = torch.optim.Adam(trained, lr=LIBRARY_RATE)
+            self.optimizer = torch.optim.Adam(trained, lr=LIBRARY_RATE, fused=True)
         self.steps_per_epoch = len(data.train_indices) // config.batch_size
         self.total = config.epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(config, self.total))
@@ -238,10 +239,11 @@ def train_other(name: str, epochs: int, options: Options) -> None:
     library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
     training = Training(library, config, data, accelerator, options.time_steps)
     lines = []
-    for epoch in range(1, config.epochs + 1):
-        lines.append(training.epoch(epoch))
-        print(lines[-1])
-        write_text(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    with freed_memory_kept():  # as in our training
+        for epoch in range(1, config.epochs + 1):
+            lines.append(training.epoch(epoch))
+            print(lines[-1])
+            write_text(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def read_metrics(name: str, options: Options) -> list[dict[str, Any]]:
