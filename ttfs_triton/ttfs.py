@@ -83,10 +83,12 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this program
             setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # σ has no place in some encodings
     if sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
         pipe = io.BufferedWriter(_Pipe(sys.stdout.fileno(), "w", closefd=False))
         unbuffered = getattr(sys.stdout, "write_through", False)  # by `python -u`
-        sys.stdout = io.TextIOWrapper(pipe, sys.stdout.encoding, sys.stdout.errors, line_buffering=unbuffered)
+        sys.stdout = io.TextIOWrapper(pipe, sys.stdout.encoding, "replace", line_buffering=unbuffered)
 
 
 class _Pipe(io.FileIO):

@@ -298,7 +298,7 @@ def test_images_are_drawn_by_the_seed_among_those_named():
 def test_placed_images_are_the_images(device):
     data, indices = numbered(50, 3), torch.tensor([7, 3, 49, 3])
     (placed,), where = place_images([data], device)
-    assert where.startswith("images: 0.0 MiB " + ("in main memory" if device.type == "cpu" else "on the device, 80"))
+    assert where.startswith("images: 0.0 MiB " + ("in main memory" if device.type == "cpu" else "on the device, "))
     assert placed.labels.device.type == device.type
     images = placed.images_at(indices.to(device))
     assert torch.equal(images.cpu(), data.images_at(indices))

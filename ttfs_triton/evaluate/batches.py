@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from threading import Timer
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -99,6 +100,7 @@ def load_batches(
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
+            multiprocessing_context="fork" if sys.platform == "linux" else None,  # Python 3.14 would import all anew
             worker_init_fn=_leave_signals_to_the_main_process,
         )
         gathered = iter(loader)
