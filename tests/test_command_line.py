@@ -1,6 +1,7 @@
 """What a command line takes, and the texts of errors."""
 
 import signal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
@@ -12,6 +13,8 @@ from ttfs_triton.train import Interrupted
 class Options(BaseModel):
     count: int = Field(1, ge=1)
     """How many."""
+    steps: Annotated[int, Field(ge=1)] | Literal["network"] | None = None
+    names: tuple[str, ...] = Field(("a",), min_length=1)
 
 
 def run(*arguments: str, do=print, **options) -> None:
@@ -48,6 +51,12 @@ def refused(options: type[BaseModel], **values) -> ValidationError:
         (ValueError("network: must be FILE.py:FUNCTION."), 1, "error: network: must be FILE.py:FUNCTION.\n"),
         (ValueError("points:\n  0.1: goal must be 1."), 1, "error: points:\n  0.1: goal must be 1.\n"),
         (refused(Options, count=0), 1, "error: count: Input should be greater than or equal to 1; got 0\n"),
+        (
+            refused(Options, steps=0),
+            1,
+            "error: steps: Input should be greater than or equal to 1, or Input should be 'network'; got 0\n",
+        ),
+        (refused(Options, names=()), 1, "error: names: give at least 1; got ()\n"),
         (MemoryError(), 1, "error: memory must suffice; got MemoryError. Use fewer images, or smaller batches.\n"),
         (Interrupted("SIGINT received: stopped.", signal.SIGINT), 130, "SIGINT received: stopped.\n"),
     ],

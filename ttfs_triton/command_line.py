@@ -24,6 +24,7 @@ TRACEBACK = "--traceback"
 RECIPES = Path(__file__).parent / "recipes"
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 _FUNCTION = re.compile(r"^\w+: (?=(?!must )[^:;]* (must|may) )")  # our function's name, which begins an error's text
+_BRANCH = re.compile(r"[\[(-]|^(int|float|bool|str|none|tuple|list|dict)$")  # pydantic's names for the types of a union
 _HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
 
@@ -120,20 +121,27 @@ def _shown(name: str, kind: Any, description: str | None) -> Any:
 def problem_lines(
     error: ValidationError, hidden: str = "", unknown: Callable[[str], str] = lambda key: "there is no such key"
 ) -> list[str]:
-    """Lines `  key: rule; got value`, one per invalid key of pydantic's error.
+    """Lines `  key: rule; got value`, one per invalid key of pydantic's error; of several types, each has a rule.
 
     Args:
         hidden: part of a key's path to leave out, since users do not see it.
         unknown: gives the message for a key that does not exist.
     """
-    lines = []
+    rules = dict[str, list[str]]()
+    got = dict[str, str]()
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"] if part != hidden)
+        path = [str(part) for part in problem["loc"] if part != hidden]
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "too_short":
+            message = f"give at least {problem['ctx']['min_length']}"
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = unknown(key)
-        lines.append(f"  {key}: {message}; got {problem['input']!r:.400}" if key else f"  {message}")
-    return lines
+            message = unknown(".".join(path))
+        else:
+            path[1:] = (part for part in path[1:] if not _BRANCH.search(part))
+        key = ".".join(path)
+        rules.setdefault(key, []).append(message)
+        got.setdefault(key, f"; got {problem['input']!r:.400}" if key else "")
+    return [f"  {key}{': ' if key else ''}{(', or ' if key else '; ').join(rules[key])}{got[key]}" for key in rules]
 
 
 def text_of(error: Exception) -> str:

@@ -109,7 +109,7 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
     TTFSModel(mean[0], image_shape=SHAPE).save_pretrained(tmp_path / "mean")
     with pytest.raises(LoadError, match=r"got in layer 0 .*, not .*, mean=\[0\.3\]\) reads images"):
         TTFSModel.from_pretrained(tmp_path / "mean", network=mean[1])
-    with pytest.raises(LoadError, match=r"network\.layers: Tuple should have at least 1 item"):
+    with pytest.raises(LoadError, match=r"network\.layers: give at least 1"):
         ModelDescription.from_dict(config | {"network": config["network"] | {"layers": []}})
     copy = TTFSModel.from_network(mine, image_shape=SHAPE)
     assert (copy.description.network.builder, copy.class_names) == ("Sequential", ("0", "1"))
