@@ -132,7 +132,7 @@ def problem_lines(
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"] if part != hidden]
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "too_short":
+        if problem["type"] == "too_short" and "ctx" in problem:
             message = f"give at least {problem['ctx']['min_length']}"
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = unknown(".".join(path))
