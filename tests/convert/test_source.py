@@ -14,9 +14,10 @@ from torch import nn
 from tests.hub.conftest import hub  # noqa: F401
 from tests.hub.server import Repository
 from ttfs_triton.convert import WeightsError, open_weights, source
-from ttfs_triton.convert.source import CONTAINERS, PREFIXES, plain_tensors
+from ttfs_triton.convert.source import CONTAINERS, PREFIXES, load_state, plain_tensors
 from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.train.build import load_weights
 
 TENSORS = {"a.weight": torch.arange(600.0).view(20, 30), "a.bias": torch.ones(20)}
 
@@ -185,6 +186,22 @@ def test_containers_and_prefixes_are_removed():
         tensors = plain_tensors({name: nn.Parameter(torch.ones(2)) for name in names})
         assert list(tensors) == list(names)
         assert not any(tensor.requires_grad for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "module.", "module.net."])
+def test_weights_load_into_a_module_that_keeps_all_of_it_in_one_attribute(prefix, tmp_path):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+
+    torch.save({f"{prefix}{name}": tensor for name, tensor in Around().net.state_dict().items()}, tmp_path / "w.pt")
+    first, second = Around(), Around()
+    load_state(first, open_weights(tmp_path / "w.pt").tensors, "")
+    load_weights(second, str(tmp_path / "w.pt"))
+    for name, tensor in open_weights(tmp_path / "w.pt").tensors.items():
+        assert torch.equal(first.net.state_dict()[name], tensor)
+        assert torch.equal(second.net.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,23 @@ class WeightsError(ConversionError):
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str) -> None:
     """Load weights into a module, strictly; ConversionError, with `rule` in its message, if they do not fit."""
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(named_for(module, tensors))
     except RuntimeError as error:
         raise ConversionError(f"convert: {rule}; {error}") from error
+
+
+def named_for(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of `plain_tensors` by the names of a module, whose tensors may all lie in one `self.net`."""
+    names = list(module.state_dict())
+    whole = dict(zip(_without_prefixes(names), names, strict=True))
+    return {whole.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _without_prefixes(names: list[str]) -> list[str]:
+    """Names without the prefixes that all of them share."""
+    while names and (prefix := next((p for p in PREFIXES if all(n.startswith(p) and n != p for n in names)), None)):
+        names = [name.removeprefix(prefix) for name in names]
+    return names
 
 
 def plain_tensors(content: object) -> dict[str, Tensor]:
@@ -63,8 +77,7 @@ def plain_tensors(content: object) -> dict[str, Tensor]:
         tensors[name] = value.detach()
     if not tensors:
         raise WeightsError("plain_tensors: weights must hold tensors; got none.")
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = dict(zip(_without_prefixes(list(tensors)), tensors.values(), strict=True))
     if problem := not_finite(tensors):
         raise WeightsError(f"plain_tensors: weights must be finite; got {problem}. The training diverged.")
     return tensors

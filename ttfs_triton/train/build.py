@@ -23,6 +23,7 @@ from ttfs_triton.convert import (
     open_weights,
 )
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.convert.source import named_for
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.description import describe_network
@@ -224,6 +225,7 @@ def load_weights(
     ours = network if isinstance(network, TTFSNetwork) else None
     try:
         weights = source if isinstance(source, Weights) else open_weights(source)
+        weights = replace(weights, tensors=named_for(network, weights.tensors))
         if new_readout:
             readouts = tuple(f"{name}." for name, layer in network.named_modules() if isinstance(layer, Readout))
             drawn = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(readouts)}
