@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device
         double.classify(images, batch_size=0)
 
 
+def test_threads_take_turns_and_inference_mode_changes_nothing():
+    model, images = make(), torch.rand(16, 1, 1, 8, 8)
+    expected = [model.classify(batch)[0].spike_times for batch in images]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(expected, pool.map(model.classify, images), strict=True):
+            assert torch.equal(one, other[0].spike_times)
+    with torch.inference_mode():
+        assert torch.equal(expected[0], model.classify(images[0])[0].spike_times)
+
+
 # ---- images in every accepted form, as the network's input
 
 
@@ -83,6 +94,7 @@ def pixels(height=6, width=5, channels=3):
 def one(image, preprocessing, channels):
     (row,) = network_input([image], preprocessing, channels)
     assert row.dtype == torch.float32
+    assert 0 <= row.min() <= row.max() <= 1
     return row
 
 
@@ -127,10 +139,15 @@ def test_channels_that_are_no_colours_need_tensors():
             one(image, preprocessing, 2)
 
 
+def test_rounding_beyond_the_range_is_cut_off():
+    assert one(torch.full((3, 6, 5), 1 + 1e-6), Preprocessing((6, 5), "RGB"), 3).max() == 1
+
+
 def test_what_is_no_image_is_refused():
     for image, message in (
         (torch.zeros(3, 6, 5, dtype=torch.int64), r"must be uint8, or floating point .* got torch\.int64"),
         (np.full((6, 5, 3), 1.5), r"must have values in \[0, 1\]; got 1.5 to 1.5\. Divide pixels by 255"),
+        (torch.full((3, 6, 5), -0.5), "must have values .* Undo the normalisation"),
         (torch.full((3, 6, 5), float("nan")), r"must have values in \[0, 1\]; got nan"),
         (torch.zeros(6, 5, 3), r"must have shape \[C, height, width\] .*, C = 1 or 3; got \(6, 5, 3\)"),
         (np.zeros((3, 6, 5), np.uint8), r"must have shape .*, \[height, width, C\] as an array, .*; got \(3, 6, 5\)"),

@@ -19,6 +19,7 @@ from ttfs_triton.data.pixels import MAX_BYTES, centre_crop, image_pixels, open_i
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
 from ttfs_triton.nn import NetworkGraph
+from ttfs_triton.nn.coding import ROUNDING
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.table import Table, print_whole
 from ttfs_triton.untrusted_files import read_regular
@@ -68,12 +69,13 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
         raise ValueError(f"must have shape {rule}, C = {' or '.join(map(str, allowed))}; got {shape}.")
     if image.is_floating_point():
         low, high = (value.item() for value in image.aminmax())
-        if not 0 <= low <= high <= 1:
+        if not -ROUNDING <= low <= high <= 1 + ROUNDING:
             remedy = "Undo the normalisation." if low < 0 else "Divide pixels by 255."
             raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. {remedy}")
+        image = image.float().clamp(0, 1)
         if image.shape == (channels, *preprocessing.size):
-            return image.float()
-        image = (image.float() * 255).round().byte()
+            return image
+        image = (image * 255).round().byte()
     if image.dtype != torch.uint8:
         raise TypeError(f"must be uint8, or floating point in [0, 1]; got {image.dtype}. Convert it.")
     size = tuple(image.shape[1:])

@@ -20,7 +20,7 @@ from ttfs_triton.model.files import ModelFiles, find_model, load_tensors, model_
 from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.own_network import Network, OwnNetwork
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
-from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped
+from ttfs_triton.nn.trace import TURNS, evaluating, image_shape_of, unwrapped
 
 
 class TTFSModel(nn.Module):
@@ -243,6 +243,8 @@ class TTFSModel(nn.Module):
     def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 64) -> Classification | list[Classification]:
         """Classify images, whose colours and size are converted as in training, with the network in evaluation mode.
 
+        Calls from several threads take turns.
+
         Args:
             images: one image or a list: Pillow images, paths, arrays [height, width, C] and tensors [C, height, width],
                 uint8 or floating point in [0, 1], without C for gray images; or a batch, [N, height, width, C] as an
@@ -270,8 +272,9 @@ class TTFSModel(nn.Module):
         if not single:
             return []
         inputs = network_input(single, self._description.preprocessing, self.image_shape[0])
-        graph, parameter, results = self.graph, next(self.parameters()), list[Classification]()
-        with evaluating(self):
+        results = list[Classification]()
+        with TURNS, evaluating(self):
+            graph, parameter = self.graph, next(self.parameters())
             for batch in inputs.to(parameter.device, parameter.dtype).split(batch_size):
                 results += classify_batch(self.network, graph, batch, self.class_names, top_k)
         return results[0] if one else results

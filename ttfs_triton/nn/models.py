@@ -15,7 +15,7 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.prepare import fold_batch_norm, put_on_grid
 from ttfs_triton.nn.readout import FirstSpikeDecision, Readout
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.trace import unwrapped
+from ttfs_triton.nn.trace import TURNS, unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
@@ -232,9 +232,10 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
 def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
     """Logits of a network that ends with `readout`, and its decision by the first spike, in one pass in its mode."""
     seen: list[Tensor] = []
-    hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        logits = network(images)
-    finally:
-        hook.remove()
+    with TURNS:
+        hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            logits = network(images)
+        finally:
+            hook.remove()
     return logits, readout.decide(seen[0])

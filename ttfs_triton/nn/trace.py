@@ -11,6 +11,7 @@ import functools
 import keyword
 import math
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -216,6 +217,10 @@ class Call:
         return list(tensors) if along else None
 
 
+TURNS = threading.RLock()
+"""Held while modules have other hooks, modes or `forward`s for a call: calls of several threads take turns."""
+
+
 class Recorder(TorchFunctionMode):
     """Runs a model, in evaluation mode and without its hooks, and records the calls that depend on its images.
 
@@ -231,12 +236,14 @@ class Recorder(TorchFunctionMode):
         self._makers: Any = WeakTensorKeyDictionary()  # a tensor's call, and the tensor's version when it returned
         self._names, self._inside, self._paused = {"self", "torch"}, [""], False
 
+    @torch.inference_mode(False)  # its tensors have no versions
     def trace(self, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Any:
         """Output of the model for empty images, with empty parameters."""
-        named = (*self.model.named_parameters(), *self.model.named_buffers())
-        empty = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in named}
         try:
-            return self.run(torch.empty((SAMPLES, *image_shape), dtype=dtype, device="meta"), empty)
+            with TURNS:
+                named = (*self.model.named_parameters(), *self.model.named_buffers())
+                empty = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in named}
+                return self.run(torch.empty((SAMPLES, *image_shape), dtype=dtype, device="meta"), empty)
         except self.error:
             raise
         except Exception as error:  # any error: the model's code runs here
@@ -256,7 +263,7 @@ class Recorder(TorchFunctionMode):
     def maker(self, value: Any) -> Any:
         """The call that made a tensor; other values as they are."""
         call, version = self._makers.get(value, (None, 0)) if isinstance(value, Tensor) else (None, 0)
-        if call is not None and value._version != version:
+        if call is not None and _version(value) != version:
             return self._note("view", "change", "a change in place through a view", (None, call), {}, value)
         return value if call is None else call
 
@@ -303,24 +310,25 @@ class Recorder(TorchFunctionMode):
         call = Call(name, target, label, args, kwargs, tuple(output.shape[1:]) if real else None)
         self.calls.append(call)
         for tensor in tensors:
-            self._makers[tensor] = (call, tensor._version)
+            self._makers[tensor] = (call, _version(tensor))
         self.hear(call, output)
         return call
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
         """Inside the `with` block, modules are in evaluation mode, record their calls, and run no hooks."""
-        named = list(self.model.named_modules())
-        before = [dict(vars(module)) for _, module in named]
-        try:
-            for name, module in named:
-                forward = self._forward(name, module)
-                vars(module).update(forward=forward, training=False, _forward_hooks={}, _forward_pre_hooks={})
-            yield
-        finally:
-            for (_, module), values in zip(named, before, strict=True):
-                vars(module).clear()
-                vars(module).update(values)
+        with TURNS:
+            named = list(self.model.named_modules())
+            before = [dict(vars(module)) for _, module in named]
+            try:
+                for name, module in named:
+                    forward = self._forward(name, module)
+                    vars(module).update(forward=forward, training=False, _forward_hooks={}, _forward_pre_hooks={})
+                yield
+            finally:
+                for (_, module), values in zip(named, before, strict=True):
+                    vars(module).clear()
+                    vars(module).update(values)
 
     def _forward(self, path: str, module: nn.Module) -> Callable[..., Any]:
         label = label_of(module, path)
@@ -336,6 +344,11 @@ class Recorder(TorchFunctionMode):
                 self._inside.pop()
 
         return run_inside
+
+
+def _version(tensor: Tensor) -> int:
+    """Number of changes of a tensor in place; those of tensors made in inference mode are not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def label_of(module: nn.Module, name: str) -> str:
