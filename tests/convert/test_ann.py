@@ -137,11 +137,19 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
 
 
+def words_for_padding() -> nn.Module:
+    """Two layers that read the images, whose padding has words."""
+    stems = nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.Conv2d(3, 5, (1, 5), padding="same")
+    both = Join(*(nn.Sequential(stem, nn.ReLU()) for stem in stems), cat=True)
+    return nn.Sequential(both, nn.Conv2d(9, 4, 3, padding="valid"), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+
 RESIDUAL = "4C3-(4C3-4C3)-(8C3s2-8C3)-(8C3-8C3)-(16C3s2-16C3)"
 BUILDS = [
     (groups_and_dilation, (4, 24, 20), None),
     (fires, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
+    (words_for_padding, (3, 8, 8), None),
     (lambda: flat_skip(nn.Identity()), (3, 8, 8), None),
     (lambda: flat_skip(nn.Sequential(nn.Linear(64, 64), nn.ReLU())), (3, 8, 8), None),
     (lambda: residual("A"), (3, 12, 12), RESIDUAL + "-A"),
@@ -251,7 +259,9 @@ def test_mean_and_std_go_to_an_analog_encoder():
         convert_ann(model, images[:, :1], mean=mean)
     with pytest.raises(ValueError, match=r"mean must have one entry per channel \(3\); got \(0\.5,\)"):
         convert_ann(model, images, mean=[0.5], std=std)
-    with pytest.raises(ConversionError, match="a plain convolution with that encoder; got encoder analog"):
+    with pytest.raises(
+        ConversionError, match="the only one that reads the images, with that encoder; got encoder analog"
+    ):
         convert_ann(plain(), images[:, :, :4, :4], encoder="analog")
 
 
@@ -275,6 +285,10 @@ REFUSED = [
     (chain(nn.AvgPool2d(2), nn.ReLU()), "AvgPool2d in front of an activation function"),
     (chain(nn.ReLU(), nn.AvgPool2d(3, 1), nn.Conv2d(4, 4, 1), nn.ReLU()), "unless square windows divide the maps"),
     (nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.ReLU()), r"padding_mode='circular', padding=\(0"),
+    pytest.param(
+        *(nn.Sequential(nn.Conv2d(3, 4, 2, padding="same"), nn.ReLU()), r"padding_mode='zeros', padding='same'"),
+        marks=pytest.mark.filterwarnings("ignore:Using padding"),  # PyTorch's own
+    ),
     (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "an output that no Linear layer computes"),
     (nn.Linear(1, 1).requires_grad_(False).apply(lambda own: own.bias.fill_(torch.nan)), "have finite weights; got 1"),
     (function(lambda x: F.dropout(x.relu())), r"dropout\(\) in Apply \(1\), which drops out in evaluation too"),

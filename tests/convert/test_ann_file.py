@@ -145,3 +145,8 @@ def test_every_active_channel_reaches_one_and_silent_ones_keep_their_scale():
     assert torch.equal(converted.network.features.conv1.weight[0], weight)
     with pytest.raises(ConversionError, match="must have plain weights, no batch norm or gains"):
         fit_range(ours(), torch.rand(2, 2, 9, 8))
+    with pytest.raises(ConversionError, match="must have no grid; got"):
+        fit_range(
+            TTFSNetwork(ours().config.replace(batch_norm=False, weight_standardisation=False, grid=Grid(4, 4))),
+            torch.rand(2, 2, 9, 8),
+        )

@@ -78,6 +78,10 @@ def test_builder_gets_what_it_takes_or_says_what_to_do(file):
     for function in ("build", "anything"):
         built = build_network_of(f"{file}:{function}", **sizes)
         assert (built[2].in_features, built[2].out_features, built[3].out_features) == (64, 6, 3)
+    (file.parent / "hub.py").write_text(
+        "import torch\ndef net(num_classes=10):\n    return torch.nn.Linear(2, num_classes)"
+    )
+    assert build_network_of(f"{file.parent}/hub.py:net", **sizes).out_features == 3
     for source, message in (
         ("mine.py", r"must be FILE\.py:FUNCTION; got mine\.py"),
         ("missing.py:build", r"must name a Python file that exists; got missing\.py"),
@@ -109,6 +113,9 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
     TTFSModel(mean[0], image_shape=SHAPE).save_pretrained(tmp_path / "mean")
     with pytest.raises(LoadError, match=r"got in layer 0 .*, not .*, mean=\[0\.3\]\) reads images"):
         TTFSModel.from_pretrained(tmp_path / "mean", network=mean[1])
+    means = nn.Sequential(AnalogEncoder(1, 2, 3, mean=[0.3]), nn.Flatten(), Readout(72, 2))
+    TTFSModel(means.bfloat16(), image_shape=SHAPE).save_pretrained(tmp_path / "half")
+    TTFSModel.from_pretrained(tmp_path / "half", network=mean[0])
     with pytest.raises(LoadError, match=r"network\.layers: give at least 1"):
         ModelDescription.from_dict(config | {"network": config["network"] | {"layers": []}})
     copy = TTFSModel.from_network(mine, image_shape=SHAPE)

@@ -30,7 +30,8 @@ from ttfs_triton.nn.weighted import skip_step
 _REMEDY = (
     "Use in its place Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh or clamp from 0, MaxPool2d, AvgPool2d, adaptive "
     "pools, nearest upsampling by whole factors, flatten, Dropout, Identity, slices with a step, padding of channels, "
-    "additions, and concatenation of activations along the channels, and train the ANN again."
+    "additions, and concatenation of activations along the channels, and train the ANN again. No training is needed to "
+    "leave out a softmax at the end, or to give convert_ann the mean and std of images in the ANN's place."
 )
 
 
@@ -142,9 +143,11 @@ class _Reader:
         bias = None if module.bias is None else module.bias.detach()
         if isinstance(module, nn.Linear):
             return self._connected(call, module.weight.detach(), bias, value)
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        around = [spread * (taps - 1) for spread, taps in zip(module.dilation, module.kernel_size, strict=True)]
+        if module.padding_mode != "zeros" or (module.padding == "same" and any(length % 2 for length in around)):
             self._refuse(call, f"Conv2d with padding_mode={module.padding_mode!r}, padding={module.padding!r}")
-        sizes: Any = (module.stride, module.padding, module.dilation)
+        words = {"same": tuple(length // 2 for length in around), "valid": (0, 0)}
+        sizes: Any = (module.stride, words.get(str(module.padding), module.padding), module.dilation)
         return self._connected(call, module.weight.detach(), bias, value, geometry=sizes, groups=module.groups)
 
     def _connected(self, call: Call, weight: Tensor, bias: Tensor | None, value: Value, **sizes: Any) -> Value:

@@ -121,12 +121,13 @@ def build_network(
     first = layers[0]
     plain = not first.linear and first.groups == 1 and first.geometry[2] == (1, 1) and first.average == 1
     plain = plain and not first.inputs[0].route and len(layers) > 1
+    plain = plain and all(wire.source is not None for layer in layers[1:] for wire in layer.inputs)  # one stem
     analog = plain if encoder is None else encoder == "analog"
     if (analog or mean or std) and not (analog and plain):
         raise ConversionError(
-            "convert_ann: encoder must be analog with mean and std, and the first layer a plain convolution with that "
-            f"encoder; got encoder {'analog' if analog else 'latency'} and the first layer {first.name}. Train the ANN "
-            "on pixels in [0, 1], or put a convolution first."
+            "convert_ann: encoder must be analog with mean and std, and the first layer a plain convolution, the only "
+            f"one that reads the images, with that encoder; got encoder {'analog' if analog else 'latency'} and the "
+            f"first layer {first.name}. Train the ANN on pixels in [0, 1], or put a convolution first."
         )
     specification = specification_of(layers)
     with torch.random.fork_rng(devices=[]):  # keeps the caller's random state

@@ -108,7 +108,7 @@ def run(options: CalibrateOptions) -> Calibration:
     labels = data.labels[draw_indices(torch.arange(len(data)), count, options.seed)][options.images :]
     with console.status("calibrating"):
         network = model.network.to(images.device)
-        scored = len(others) > 0 and len(data.class_names) == len(model.class_names)
+        scored = len(others) > 0 and list(data.class_names) == list(model.class_names)  # labels count in their order
         before = _right(network, others, labels) if scored else 0
         calibration = calibrate_grid(network, images, grid)
     print_whole(calibration.table())

@@ -281,7 +281,7 @@ def fit_range(
     Returns:
         Clips [C] by name of the hidden layer.
     Raises:
-        ConversionError: percentile out of range, no images, or weights that are standardised or have batch norm.
+        ConversionError: percentile out of range, no images, a grid, or weights that have batch norm or gains.
     """
     if percentile is not None and not 0 < percentile <= 100:
         raise ConversionError(f"fit_range: percentile must be in (0, 100]; got {percentile}.")
@@ -292,6 +292,8 @@ def fit_range(
     percentile = percentile or (99.9 if any(graph.persistences) else 100)
     if any(stage.weighted.weight_gain is not None or stage.weighted.batch_norm is not None for stage in graph.weighted):
         raise ConversionError("fit_range: network must have plain weights, no batch norm or gains. Fold them first.")
+    if graph.grid is not None:
+        raise ConversionError(f"fit_range: network must have no grid; got {graph.grid}. Put it on a grid afterwards.")
     hidden = [stage.name for stage in graph.weighted[:-1]]
     upper = dict(zip(hidden, bounds or [None] * len(hidden), strict=True))
     generator, clips = torch.Generator().manual_seed(seed), {}

@@ -128,7 +128,7 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
     """The network that a function in the user's Python file builds; runs the file, with its folder on the import path.
 
     Call this only with a `source`, "file.py:function", that the user typed, never with one from a file that came with
-    weights. in_channels, image_size and classes are passed to the function if it has such parameters.
+    weights. in_channels, image_size and classes (or num_classes) are passed to the function if it has such parameters.
     """
     path, function = file_and_function(source)
     if (folder := str(path.resolve().parent)) not in sys.path:
@@ -142,9 +142,12 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
         raise ValueError(f"network: {path} must have a function {function}; got {functions}. Correct the name.")
     given = {"in_channels": in_channels, "image_size": image_size, "classes": classes}
     parameters = inspect.signature(build).parameters.values()
+    named = {parameter.name for parameter in parameters}
+    if "num_classes" in named:  # as in torchvision and timm
+        given["num_classes"] = given.pop("classes")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    taken = given.keys() if takes_all else given.keys() & {parameter.name for parameter in parameters}
-    with _code_of(source, "Correct it; its parameters may be in_channels, image_size and classes."):
+    taken = given.keys() if takes_all else given.keys() & named
+    with _code_of(source, "Correct it; its parameters may be in_channels, image_size and classes or num_classes."):
         network = build(**{key: given[key] for key in taken})
     if not isinstance(network, nn.Module):
         raise ValueError(

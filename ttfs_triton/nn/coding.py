@@ -166,7 +166,7 @@ class AnalogEncoder(DFTConv2d):
             device=device,
             dtype=dtype,
         )
-        self.neuron = neuron
+        self.neuron, self._given = neuron, dict[str, list[float]]()
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = [default] * in_channels if values is None else list(values)
             if len(values) != in_channels or (name == "std" and not min(values) > 0):
@@ -175,12 +175,15 @@ class AnalogEncoder(DFTConv2d):
             where = "cpu" if self.weight.is_meta else self.weight.device  # files of weights do not hold these values
             buffer = torch.tensor(values, device=where, dtype=self.weight.dtype)
             self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
+            self._given[name] = values
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        for name, values, default in (("mean", self.mean, 0), ("std", self.std, 1)):
+        for name, buffer, default in (("mean", self.mean.flatten(), 0), ("std", self.std.flatten(), 1)):
+            given = buffer.new_tensor(self._given[name], dtype=torch.float32)
+            values = given if torch.equal(given.to(buffer), buffer) else buffer.float()  # as before `half`
             if (values != default).any():  # networks are compared by this text: weights fit these values only
-                text += f", {name}=[{', '.join(map(str, values.flatten().float().cpu().numpy()))}]"
+                text += f", {name}=[{', '.join(map(str, values.cpu().numpy()))}]"
         return text
 
     def normalise(self, images: Tensor) -> Tensor:
