@@ -18,7 +18,7 @@ from ttfs_triton.data import decode, recordings
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.events import EventWindows, first_spikes
 from ttfs_triton.data.images import load_images
-from ttfs_triton.data.recordings import GESTURES, find_recordings, read_aedat, read_bin, read_npz
+from ttfs_triton.data.recordings import GESTURES, find_recordings, read_aedat, read_bin, read_npz, recording_pixels
 
 SENSOR = (5, 7)
 
@@ -214,6 +214,16 @@ def test_gestures_are_cut_out_of_their_files(gestures):
         assert (train.labels.tolist(), train.class_names) == ([0, 10, 7], list(GESTURES))
         for image, (start, stop, part) in zip(train.images, parts, strict=True):
             assert image.equal(levels(part, (128, 128), windows, start=start, stop=stop))
+
+
+def test_a_file_of_several_trials_is_no_recording(gestures, n_mnist):
+    with pytest.raises(
+        ValueError, match=r"must be one recording; got user0_led\.aedat, whose trials user0_led_labels\.csv"
+    ):
+        recording_pixels(gestures / "user0_led.aedat", WINDOWS)
+    path = next(n_mnist.rglob("*.bin"))
+    (other := path.with_suffix(".BIN")).write_bytes(path.read_bytes())
+    assert (recording_pixels(other, WINDOWS) == recording_pixels(path, WINDOWS)).all()
 
 
 def test_class_folders_of_npz_files_get_a_split_and_need_the_sensor(tmp_path):

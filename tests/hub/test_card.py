@@ -77,7 +77,7 @@ def test_metadata_hold_results_only_if_all_images_were_scored(facts, skipped, wh
 
 
 def test_card_of_a_network_on_a_grid_prices_its_steps_and_names_its_bits(facts):
-    model = TTFSModel(replace(facts.model.config, grid=Grid(4, 4)))
+    model = TTFSModel(replace(facts.model.config, grid=Grid(4, 4, state_bits=32)))
     card = card_of(facts, model=model, counts=replace(facts.counts, weight_bits=4))
     for part in (
         "the network computes on this grid, in integers",

@@ -198,12 +198,15 @@ def decode_recordings(
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
     """The image of the one recording in a file (.bin, .aedat or .npz): [height, width, 2K], uint8."""
-    if path.suffix not in READERS:
+    suffix, trials = path.suffix.lower(), path.with_name(f"{path.stem}_labels.csv")
+    if suffix not in READERS:
         raise ValueError(f"must be a recording, {', '.join(READERS)}; got {path.name}.")
-    sensor = windows.sensor or _SENSORS.get(path.suffix)
+    if trials.exists():
+        raise ValueError(f"must be one recording; got {path.name}, whose trials {trials.name} lists. Cut one out.")
+    sensor = windows.sensor or _SENSORS.get(suffix)
     if sensor is None:
         raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")
-    events = READERS[path.suffix](path)
+    events = READERS[suffix](path)
     return first_spikes(events, sensor, windows, start=_start(path), levels=True).transpose(1, 2, 0)
 
 

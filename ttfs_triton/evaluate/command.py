@@ -17,6 +17,7 @@ from ttfs_triton.evaluate.measure import MAIN_FILE, EvaluationResult, figures, m
 from ttfs_triton.evaluate.page import headline_energy, headlines, page_decision, write_page
 from ttfs_triton.evaluate.tables import (
     deadline_table,
+    operations_counted,
     operations_table,
     print_chips,
     print_comparison,
@@ -72,7 +73,8 @@ def _check_output(options: EvaluationOptions) -> None:
 
 def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:
     """Print tables and figures on a terminal."""
-    for table in (operations_table(page.counts), *([deadline_table(page.deadlines)] if page.deadlines else [])):
+    how = operations_counted(page.network)
+    for table in (operations_table(page.counts, how), *([deadline_table(page.deadlines)] if page.deadlines else [])):
         print_whole(Text(), table)
     print()
     grid, counts = loaded.network.graph.grid, page.counts

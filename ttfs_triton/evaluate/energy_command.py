@@ -51,7 +51,11 @@ def run(options: EnergyOptions) -> None:
 
 def _column(steps: str, accuracy: float | None, counts: Counts, energies: Sequence[Estimate]) -> dict[str, str]:
     """Print a network's operations by layer; returns its column of the last table: accuracy, mean counts, energies."""
-    print_whole(Text(f"\n{energies[0].network}"), operations_table(counts), Text(f"- {energies[0].assumptions[0]}"))
+    print_whole(
+        Text(f"\n{energies[0].network}"),
+        operations_table(counts, f"time steps: {steps}"),
+        Text(f"- {energies[0].assumptions[0]}"),
+    )
     cells = {"accuracy": percent(accuracy), "time steps": steps}
     for key in ("spikes", "synaptic_operations", "analog_macs", "dense_macs"):
         cells[key.replace("_macs", " MACs").replace("_", " ")] = number(counts.total()[key] / counts.samples)

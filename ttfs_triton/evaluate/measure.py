@@ -32,6 +32,7 @@ from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate
 from ttfs_triton.evaluate.deadline import DeadlineRow, deadline_curve, output_spikes
 from ttfs_triton.evaluate.load import LoadedNetwork
 from ttfs_triton.evaluate.machine import facts
+from ttfs_triton.evaluate.score import float32_products
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import Readout, Stage, network_graph
 from ttfs_triton.nn.trace import evaluating
@@ -192,8 +193,9 @@ def _sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> Sample:
     """Test image number `number`, with its spikes and its predicted class."""
     network, names = loaded.network.eval(), tuple(loaded.network.class_names)
     image = to_float(data.images_at(torch.tensor([number])))[0]
-    prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
-    spikes = spikes_of(network, image)
+    with float32_products():
+        prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
+        spikes = spikes_of(network, image)
     return Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
 
 

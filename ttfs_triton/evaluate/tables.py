@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.text import Text
 
@@ -14,7 +15,12 @@ from ttfs_triton.table import Cell, Table, print_whole
 from ttfs_triton.wording import duration, energy, number, percent, ratio
 
 
-def operations_table(counts: Counts) -> Table:
+def operations_counted(network: Mapping[str, Any]) -> str:
+    """How an evaluation counts a network's operations, from the network's configuration."""
+    return "on its grid" if network.get("grid") else "closed form"
+
+
+def operations_table(counts: Counts, how: str) -> Table:
     """Table of synaptic operations and of the dense ANN's multiply-accumulates, by layer; sums in the last row."""
     total, rows = counts.total(), list[Sequence[Cell]]()
     titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
@@ -24,7 +30,7 @@ def operations_table(counts: Counts) -> Table:
         done = row["synaptic_operations"] + row["analog_macs"]
         share = done / row["dense_macs"] if row["dense_macs"] else float("nan")
         rows.append((name, share, *(number(row[key] / counts.samples) for key in titles)))
-    return Table("Operations of an image, closed form", ("layer", "of dense", *titles.values()), tuple(rows))
+    return Table(f"Operations of an image, {how}", ("layer", "of dense", *titles.values()), tuple(rows))
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:

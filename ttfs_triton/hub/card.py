@@ -98,9 +98,9 @@ def code(text: Any) -> str:
 
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
     network, graph, names = facts.model.description.network, facts.model.graph, facts.model.class_names
-    steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
+    steps, bits = (CARD_STEPS, None) if graph.grid is None else (graph.grid.time_steps, graph.grid.state_bits)
     others = None if graph.grid is None else ()  # a grid has no other steps
-    energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps=steps), others)
+    energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps, state_bits=bits), others)
     if (results := facts.results) is not None:
         scores = results.test_images, results.test_accuracy, results.test_first_spike_accuracy, results.ties
         energies["decision"] = decision_lines(graph.readout.at, scores, clocked=graph.grid is not None)
