@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.chip.simulator import FromGrid, SimulationSettings, Simulator
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.export.shared import refuse_upsampling
+from ttfs_triton.export.shared import as_array, refuse_upsampling, ungrouped
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.grid import POTENTIAL_BITS
 from ttfs_triton.nn.on_chip import REGISTER_BOUND, AnalogLayer, ClockedLayer
@@ -118,8 +118,9 @@ class _Source:
         kernel, geometry = (1, 1), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
         if isinstance(stage.layer, DFTConv2d):
             kernel, geometry = stage.layer.kernel_size, stage.layer.geometry
+        groups = geometry["groups"] if isinstance(layer, ClockedLayer) else 1
         # The weights that one input spike adds to its targets are contiguous.
-        weight = weight.reshape(geometry["groups"], -1, read[0] // geometry["groups"], *kernel).permute(3, 4, 0, 2, 1)
+        weight = weight.reshape(groups, -1, read[0] // groups, *kernel).permute(3, 4, 0, 2, 1)
         fields |= {"kernel": kernel, **geometry, "persistence": persistence}
         fields["weights"] = self._constants("weight_t", f"{name}_weights", weight)
         fields["start"] = self._constants("int64_t", f"{name}_start", start)
@@ -190,7 +191,7 @@ class _Source:
 
 
 def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """The first layer in integers: pixels [C, 256], weights, initial potentials and fall of the threshold [C_out], σ.
+    """The first layer in integers: pixels [C, 256], dense weights, initial potentials and thresholds' fall [C_out], σ.
 
     Pixels have the unit 1 / (2 · T · 2^places); with weights of the unit u, potentials have u times this unit.
     """
@@ -200,7 +201,7 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
         return 2 * steps * pixels.long().expand(channels, 256), torch.eye(channels), start, start + 255, 0
     assert isinstance(layer.layer, AnalogEncoder)
     exact = layer.layer.normalise(to_float(pixels.view(-1, 1, 1, 1))).double()[..., 0, 0].T
-    integers = layer.quantised.integers.double()
+    integers = torch.from_numpy(ungrouped(as_array(layer.quantised.integers), layer.layer.groups)).to(exact)
     unit = torch.where(integers.flatten(1).any(1), layer.quantised.unit, 1.0)
     start = torch.zeros_like(unit) if layer.bias is None else layer.bias / unit
     reach = (integers.abs() * (exact.abs().amax(1).view(-1, 1, 1) + layer.persistence)).flatten(1).sum(1)

@@ -30,7 +30,7 @@ typedef struct {
     const int64_t *pixels;        /* [channel][256] value of a pixel for the first layer */
     int spiking, saturates;       /* whether positive pixels count as spikes; whether registers can saturate */
     int64_t persistence;          /* share of the slope that persists while neurons fire, in units of 1/FINE */
-    const weight_t *weights;      /* [kernel row][kernel column][channel][map in the group] */
+    const weight_t *weights;      /* [kernel row][kernel column][channel][map in the group]; first layer: [map] */
     const sum_t *late;            /* [map] weights of delayed spikes, which lie behind the other inputs */
     int delayed;                  /* number of maps whose neurons get delayed spikes, one per neuron */
     const int64_t *start, *fall;  /* [map] initial potentials; fall of the threshold in half a time step */
@@ -66,7 +66,7 @@ static void encode(const layer_t *l, const uint8_t *image)
         for (int i = 0; i < synapses; i++) {
             int under = pixel_under(l, place, i / l->channels), c = i % l->channels;
             patch[i] = under < 0 ? 0 : l->pixels[c * 256 + image[under * l->channels + c]];
-            net_operations += l->spiking && patch[i] > 0 ? (uint64_t)l->maps : 0;
+            net_operations += l->spiking && patch[i] > 0 ? (uint64_t)(l->maps / l->groups) : 0;
         }
         for (int m = 0; m < l->maps; m++) {
             int64_t value = l->start[m], gain = 0;

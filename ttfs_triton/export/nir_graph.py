@@ -38,7 +38,7 @@ import numpy as np
 from torch import nn
 
 from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
-from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays
+from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays, ungrouped
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.on_chip import psp_persistence
 from ttfs_triton.nn.prepare import plain_skip_weights
@@ -353,16 +353,6 @@ class _Build:
             w_in=full(tau_syn_s / STEP_S),
         )
         return _Spikes(self.add(name, neurons, *sources, ticks), shape)
-
-
-def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Weights [C_out, C_in / groups, ...] as weights of one group, [C_out, C_in, ...]: importers know no groups."""
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
-    dense = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
-    for group in range(groups):
-        rows = slice(group * outputs, (group + 1) * outputs)
-        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
-    return dense
 
 
 def _excitation(weight: np.ndarray, skips: Mapping[str, _Path] = {}) -> float:

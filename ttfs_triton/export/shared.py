@@ -76,3 +76,13 @@ def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]
 def as_array(tensor: Tensor) -> np.ndarray:
     """The tensor as a contiguous float32 array."""
     return tensor.detach().cpu().float().contiguous().numpy()
+
+
+def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
+    """Weights [C_out, C_in / groups, ...] as weights of one group, [C_out, C_in, ...], for readers without groups."""
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    dense = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return dense
