@@ -75,7 +75,7 @@ def one_of(*values: object) -> st.SearchStrategy:
 CHOICES = {
     "sigma": one_of(0.0, 0.25, 0.3, 1.0),
     "encoder": one_of(LatencyEncoder, AnalogEncoder, SignedEncoder),
-    "patches": one_of((3, 1, 1), ((2, 3), (1, 2), (0, 1)), (1, 1, 0), ((1, 2), 1, 1, 1, 2)),
+    "patches": one_of((3, 1, 1), ((2, 3), (1, 2), (0, 1)), (1, 1, 0), (2, 1, 1, (2, 1)), ((1, 2), 1, 1, (1, 3), 2)),
     "mean": one_of(((0.0, 0.0), (1.0, 1.0)), ((0.48, 0.3), (0.25, 0.4))),
     "geometry": one_of(
         {"kernel_size": 3, "padding": 1, "groups": 2},
@@ -183,9 +183,9 @@ def test_images_may_be_flattened_and_pooled_before_a_latency_encoder(before, tmp
 @needs_gcc
 @pytest.mark.parametrize("kind", [AnalogEncoder, SignedEncoder])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_encoders_may_have_groups(kind, groups, tmp_path):
-    encoder = kind(4, 6, (2, 3), 1, (1, 2), 1, groups, mean=[0.4, 0.1, 0.5, 0.2], std=[0.1, 0.3, 0.2, 0.4])
-    network = nn.Sequential(encoder, nn.Flatten(), Readout(6 * 8 * 8, 3))
+def test_encoders_may_have_groups_and_dilation(kind, groups, tmp_path):
+    encoder = kind(4, 6, (2, 3), 1, (1, 2), (3, 2), groups, mean=[0.4, 0.1, 0.5, 0.2], std=[0.1, 0.3, 0.2, 0.4])
+    network = nn.Sequential(encoder, nn.Flatten(), Readout(6 * 6 * 6, 3))
     network.image_shape = (4, 7, 6)
     assert_equal(randomised(network, 0, 0.6), noise(20, 4, 7, 6), tmp_path)
 

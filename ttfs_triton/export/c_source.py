@@ -153,6 +153,7 @@ class _Source:
             read, sides = size, zip(size, kernel, stride, padding, strict=True)
             size = [(length + 2 * around - taps) // apart + 1 for length, taps, apart, around in sides]
             fields: dict[str, object] = {"from": source, "kernel": kernel, "stride": stride, "padding": padding}
+            fields["dilation"] = (1, 1)
             source, by = f"inputs + {begin}", (channels, 1) if len(wire.shape) > 1 else (1, math.prod(size))
             if number < len(windows):
                 source, by = f"pooled{len(self._calls)}", (maps, 1)

@@ -53,8 +53,8 @@ static step_t first_step(int64_t fall, int64_t value, int64_t drift)
 /* The pixel under a tap of the kernel, for a place of the maps that are emitted; -1 outside of the maps that are read. */
 static int pixel_under(const layer_t *l, int place, int tap)
 {
-    int y = place / l->columns * l->stride[0] - l->padding[0] + tap / l->kernel[1];
-    int x = place % l->columns * l->stride[1] - l->padding[1] + tap % l->kernel[1];
+    int y = place / l->columns * l->stride[0] - l->padding[0] + tap / l->kernel[1] * l->dilation[0];
+    int x = place % l->columns * l->stride[1] - l->padding[1] + tap % l->kernel[1] * l->dilation[1];
     return y < 0 || y >= l->height || x < 0 || x >= l->width ? -1 : y * l->width + x;
 }
 
