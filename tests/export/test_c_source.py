@@ -191,6 +191,17 @@ def test_encoders_may_have_groups_and_dilation(kind, groups, tmp_path):
 
 
 @needs_gcc
+@pytest.mark.parametrize(
+    ("pool", "size"), [(nn.MaxPool2d(2, ceil_mode=True), 5), (nn.MaxPool2d(3, 2, ceil_mode=True), 16)]
+)
+def test_pools_may_read_parts_of_patches(pool, size, tmp_path):
+    features = pool(torch.empty(1, 3, size, size)).numel()
+    network = nn.Sequential(LatencyEncoder(), DFTConv2d(1, 3, 3, padding=1), pool, nn.Flatten(), Readout(features, 3))
+    network.image_shape = (1, size, size)
+    assert_equal(randomised(network, 0, 0.6), noise(20, 1, size, size), tmp_path)
+
+
+@needs_gcc
 def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
     network, pixels = load_network("bundled:cnn1-mnist").network, noise(3, 1, 28, 28)
     program = compile_c(to_c(network, about={"Network": "*/ evil() /* é"}), tmp_path, "-Wall", "-Wextra", "-Werror")

@@ -146,20 +146,19 @@ class _Source:
         if emitter.kind == "latency":  # it encodes the image itself: pools in front of it come after it here
             route, (maps, *size) = (*emitter.inputs[0].route, *route), self._graph.image_shape
         pools = [module for module in route if isinstance(module, EarliestSpikePool2d)]
-        windows: list[tuple[Sequence[int], ...]] = [(pool.kernel_size, pool.stride, pool.padding) for pool in pools]
         if not pools or step != (1, 1):
-            windows.append(((1, 1), step, (0, 0)))
-        for number, (kernel, stride, padding) in enumerate(windows, 1):
-            read, sides = size, zip(size, kernel, stride, padding, strict=True)
-            size = [(length + 2 * around - taps) // apart + 1 for length, taps, apart, around in sides]
-            fields: dict[str, object] = {"from": source, "kernel": kernel, "stride": stride, "padding": padding}
-            fields["dilation"] = (1, 1)
+            pools.append(EarliestSpikePool2d(1, (step[0], step[1])))
+        for number, pool in enumerate(pools, 1):
+            read, size = size, pool.output_shape((maps, *size))[1:]
+            fields: dict[str, object] = {"from": source, "kernel": pool.kernel_size, "stride": pool.stride}
+            fields |= {"padding": pool.padding, "dilation": (1, 1)}
             source, by = f"inputs + {begin}", (channels, 1) if len(wire.shape) > 1 else (1, math.prod(size))
-            if number < len(windows):
+            if number < len(pools):
                 source, by = f"pooled{len(self._calls)}", (maps, 1)
                 self._tables.append(f"static step_t {source}[{maps * math.prod(size)}];")
             fields |= {"to": source, "by_place": by[0], "by_map": by[1]}
             self._call("pool", (maps, *read), (maps, *size), fields)
+        assert step != (1, 1) or maps * math.prod(size) == math.prod(wire.shape)
 
     def _decide(self, layer: ClockedLayer) -> None:
         """Add the decision, for which products of 62 bits, split in two, give potentials of all classes one unit."""
