@@ -202,6 +202,19 @@ def test_pools_may_read_parts_of_patches(pool, size, tmp_path):
 
 
 @needs_gcc
+@pytest.mark.parametrize("at", ["potential_start", "potential_end", "first_spike"])
+@pytest.mark.parametrize("weight", [0.0, 1e-9, 1e-6])
+def test_classes_may_have_tiny_weights(at, weight, tmp_path):
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), Readout(36, 4, at=at, weight_standardisation=False))
+    network.image_shape = (1, 6, 6)
+    readout = randomised(network, 0, 0.1)[-1]
+    with torch.no_grad():
+        readout.weight[1] *= weight
+        readout.weight[3, 0] = -100  # the largest unit
+    assert_equal(network, noise(200, 1, 6, 6), tmp_path)
+
+
+@needs_gcc
 def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
     network, pixels = load_network("bundled:cnn1-mnist").network, noise(3, 1, 28, 28)
     program = compile_c(to_c(network, about={"Network": "*/ evil() /* é"}), tmp_path, "-Wall", "-Wextra", "-Werror")

@@ -162,15 +162,17 @@ class _Source:
 
     def _decide(self, layer: ClockedLayer) -> None:
         """Add the decision, for which products of 62 bits, split in two, give potentials of all classes one unit."""
-        readout, unit = self._graph.readout, layer.unit.flatten()
-        common, at = readout.initial_potential * layer.steps, readout.at
-        largest = 2 * FINE * (_largest_sum(layer) + abs(common) / float(unit.min()))
+        readout, unit, start = self._graph.readout, layer.unit.flatten(), layer.start.flatten().double()
+        largest_unit, common = float(unit.max()), readout.initial_potential * layer.steps
+        # Initial potentials without V₀ apart: in a class's own tiny unit, they have more bits than the products.
+        rest = (start * unit - common) / largest_unit
+        largest = 2 * FINE * (_largest_sum(layer) - float(start.abs().max()) + float(rest.abs().max()))
         split = -(-int(largest).bit_length() // 2)
-        self._constants("int64_t", "scale", (unit / unit.max() * 2.0 ** (61 - split)).round())
-        offset = round(common * FINE / float(unit.max()) * 2.0 ** (61 - 2 * split))
+        self._constants("int64_t", "scale", (unit / largest_unit * 2.0 ** (61 - split)).round())
+        self._constants("int64_t", "rest", (rest * FINE * 2.0 ** (61 - 2 * split)).round())
         register = min(layer.register or INT64_MAX, INT64_MAX // FINE)
-        macros = {"AT_END": int(at == "potential_end"), "FIRST_SPIKE": int(at == "first_spike")}
-        macros |= {"FINE": FINE, "REGISTER": register, "SPLIT": 2**split, "OFFSET": offset}
+        macros = {"AT_END": int(readout.at == "potential_end"), "FIRST_SPIKE": int(readout.at == "first_spike")}
+        macros |= {"FINE": FINE, "REGISTER": register, "SPLIT": 2**split}
         self._definitions += [f"#define {name} INT64_C({value})" for name, value in macros.items()]
         self._calls.append(f"    return decide(&net{len(self._calls) - 1});")
 

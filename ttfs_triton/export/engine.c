@@ -160,10 +160,11 @@ static void run(const layer_t *l)
             l->to[i] = first_step(l->fall[m], potential[i] * FINE, l->persistence ? slope[i] * l->persistence : 0);
 }
 
-/* A class's potential, converted to a unit that all classes share. */
-static int64_t height(int64_t value, int c)
+/* A class's potential without the common initial potential, converted to a unit that all classes share. */
+static int64_t height(int64_t value, int64_t start, int c)
 {
-    return value / SPLIT * scale[c] + value % SPLIT * scale[c] / SPLIT;
+    value -= start * FINE;
+    return rest[c] + value / SPLIT * scale[c] + value % SPLIT * scale[c] / SPLIT;
 }
 
 /* The value rounded to 24 bits, half to even, as in the simulator's float32: close potentials tie. */
@@ -180,16 +181,17 @@ static int64_t rounded(int64_t value)
 static int decide(const layer_t *l)
 {
     int by_spike = 0, by_last = 0, by_score = 0;
-    int64_t last[NET_CLASSES], score[NET_CLASSES];
+    int64_t highest_last = INT64_MIN, highest_score = INT64_MIN;
     for (int c = 0; c < NET_CLASSES; c++) {
         int64_t value = potential[c] * FINE, gain = l->persistence ? 2 * STEPS * (slope[c] * l->persistence) : 0;
         int64_t end = saturated(value + gain, REGISTER * FINE);
-        last[c] = height(end, c);
-        score[c] = rounded(height(AT_END ? end : value, c) - OFFSET);
+        int64_t last = height(end, l->start[c], c), score = rounded(AT_END ? last : height(value, l->start[c], c));
         net_spike_times[c] = l->to[c];
         by_spike = l->to[c] < l->to[by_spike] ? c : by_spike;
-        by_last = last[c] > last[by_last] ? c : by_last;
-        by_score = score[c] > score[by_score] ? c : by_score;
+        by_last = last > highest_last ? c : by_last;
+        by_score = score > highest_score ? c : by_score;
+        highest_last = last > highest_last ? last : highest_last;
+        highest_score = score > highest_score ? score : highest_score;
     }
     net_first_spike = l->to[by_spike] < STEPS ? by_spike : by_last;
     return FIRST_SPIKE ? by_spike : by_score;
