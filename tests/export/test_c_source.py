@@ -215,6 +215,13 @@ def test_classes_may_have_tiny_weights(at, weight, tmp_path):
 
 
 @needs_gcc
+def test_an_int_of_16_bits_is_refused(tmp_path):
+    (tmp_path / "net.c").write_text(to_c(load_network("bundled:cnn1-mnist").network))
+    done = subprocess.run(["gcc", "-fsyntax-only", "-Dint=short", tmp_path / "net.c"], capture_output=True, text=True)
+    assert "size of array 'net_needs_an_int_of_32_bits' is negative" in done.stderr.replace("‘", "'").replace("’", "'")
+
+
+@needs_gcc
 def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
     network, pixels = load_network("bundled:cnn1-mnist").network, noise(3, 1, 28, 28)
     program = compile_c(to_c(network, about={"Network": "*/ evil() /* é"}), tmp_path, "-Wall", "-Wextra", "-Werror")

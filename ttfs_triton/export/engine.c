@@ -1,7 +1,7 @@
 /* A spiking network in integers, written by ttfs export. No heap, no floating point, no library; an int of 32 bits.
 @COMMENT@
 
-   Put these lines into your program:
+   Put these lines into your program, for C++ in extern "C" { }:
        #include <stdint.h>
        int net_classify(const uint8_t *image);   class of an image
        extern int net_first_spike;               class of the earliest output spike, of the last image
@@ -12,6 +12,7 @@
        cc -std=c99 -O3 -DTTFS_MAIN net.c -o net */
 
 #include <stdint.h>
+typedef char net_needs_an_int_of_32_bits[sizeof(int) >= 4 ? 1 : -1];
 
 @DEFINITIONS@
 #define STEPS NET_NO_SPIKE
