@@ -221,6 +221,12 @@ def test_an_int_of_16_bits_is_refused(tmp_path):
     assert "size of array 'net_needs_an_int_of_32_bits' is negative" in done.stderr.replace("‘", "'").replace("’", "'")
 
 
+def test_file_does_not_depend_on_the_device(device):
+    network = nn.Sequential(AnalogEncoder(2, 3, 2, mean=[0.4, 0.3]), nn.Flatten(), Readout(36, 3))
+    network.image_shape = (2, 4, 5)
+    assert to_c(randomised(network, 0, 0.6)) == to_c(network.to(device))
+
+
 @needs_gcc
 def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
     network, pixels = load_network("bundled:cnn1-mnist").network, noise(3, 1, 28, 28)

@@ -202,7 +202,8 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
         start = torch.zeros(channels)
         return 2 * steps * pixels.long().expand(channels, 256), torch.eye(channels), start, start + 255, 0
     assert isinstance(layer.layer, AnalogEncoder)
-    exact = layer.layer.normalise(to_float(pixels.view(-1, 1, 1, 1))).double()[..., 0, 0].T
+    pixels = to_float(pixels.to(layer.layer.mean.device).view(-1, 1, 1, 1))
+    exact = layer.layer.normalise(pixels).double()[..., 0, 0].T
     integers = torch.from_numpy(ungrouped(as_array(layer.quantised.integers), layer.layer.groups)).to(exact)
     unit = torch.where(integers.flatten(1).any(1), layer.quantised.unit, 1.0)
     start = torch.zeros_like(unit) if layer.bias is None else layer.bias / unit
