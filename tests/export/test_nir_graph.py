@@ -155,6 +155,13 @@ def test_layers_may_have_the_names_of_other_nodes():
     assert {"layeroutput_neuron", "layerinput_neuron"} <= to_nir(network, image_shape=(2, 9, 8)).nodes.keys()
 
 
+def test_images_without_an_output_spike_are_decided_alike():
+    network = small_network(specification="6")
+    network.readout.bias.data.fill_(-100)
+    found = compare_nir(to_nir(network, steps=8), network, images_for(network))
+    assert (found.silent, found.different, found.predictions.tolist()) == (4, 0, [-1] * 4)
+
+
 @pytest.mark.parametrize(
     ("layers", "features", "message"),
     [

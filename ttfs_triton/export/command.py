@@ -43,7 +43,8 @@ def run(options: ExportOptions) -> None:
     comparison = check(images)
     show(comparison, labels)
     if comparison.different:
-        remedy = "Raise --steps: spike times are rounded to steps. " if options.format == "nir" else ""
+        rounded = options.format == "nir" and loaded.description.network.grid is None
+        remedy = "Raise --steps: spike times are rounded to steps. " if rounded else ""
         if labels is None:
             remedy += "Random pixels lie on borders more often than images do: give images by --data-dir or --dataset."
         raise RuntimeError(
@@ -105,6 +106,8 @@ def show(comparison: Comparison, labels: Tensor | None) -> None:
     if comparison.ties:
         remedy = "; random pixels tie more often than images of --data-dir" if labels is None else ""
         lines.append(f"earliest spikes tied          {comparison.ties:,} images, decided for the lower class{remedy}")
+    if comparison.silent:
+        lines.append(f"no output spike               {comparison.silent:,} images, undecided there, by potential here")
     if labels is not None:
         decided = (comparison.predictions, comparison.decided_here)
         there, here = ((classes == labels).float().mean().item() for classes in decided)

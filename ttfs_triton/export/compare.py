@@ -69,6 +69,7 @@ class Comparison:
         decided_here: [N] int64, classes here.
         ties: number of images whose earliest output spikes share a time there.
         different: number of images whose class here is not among the classes that decide there.
+        silent: number of images without an output spike there and here, where the highest potential decides.
     """
 
     program: str
@@ -78,6 +79,7 @@ class Comparison:
     decided_here: Tensor
     different: int
     ties: int = 0
+    silent: int = 0
 
     @property
     def images(self) -> int:
@@ -169,20 +171,21 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor) -> Comp
     ours = network_graph(network, images.shape[1:])
     runs = [_run(graph, ours, part) for part in images.split(50)]
     decisions, *layers = (tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*runs, strict=True))
-    predictions, decided, ties, earliest = decisions
+    predictions, decided, ties, earliest, silent = decisions
     times = (
         TimeDifference.of(stage.name, there, here, int((count > 1).sum()))
         for stage, (there, here, count) in zip(ours.weighted, layers, strict=True)
     )
-    program, different = f"snnTorch {snntorch.__version__}", int((~earliest).sum())
-    return Comparison(program, tuple(times), None, predictions, decided, different, int(ties.sum()))
+    program, different = f"snnTorch {snntorch.__version__}", int((~(earliest | silent)).sum())
+    return Comparison(program, tuple(times), None, predictions, decided, different, int(ties.sum()), int(silent.sum()))
 
 
 def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[Tensor, ...]]:
     """Results for images that run together: a tuple of decisions, then one tuple per layer.
 
-    Decisions are classes there, classes here, ties there, and whether the class here is among the earliest there. A
-    layer's tuple has its spike times there, its spike times here, and how often its neurons fired there.
+    Decisions are classes there, classes here, ties there, whether the class here is among the earliest there, and
+    whether no output neuron fires there and here. A layer's tuple has its spike times there, its spike times here, and
+    how often its neurons fired there.
     """
     module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
@@ -208,7 +211,8 @@ def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[
     ]
     times = decision.spike_times
     earliest = (times.gather(1, expected[:, None])[:, 0] == times.min(1).values) & ~decision.no_spike
-    return [(decision.prediction, expected, decision.tie, earliest), *layers]
+    silent = decision.no_spike & layers[-1][1].isinf().all(1)
+    return [(decision.prediction, expected, decision.tie, earliest, silent), *layers]
 
 
 def import_into_snntorch(graph: nir.NIRGraph) -> nn.Module:
