@@ -129,7 +129,9 @@ def compile_c(source: str, folder: Path, *flags: str) -> Path:
     file.write_text(source, encoding="ascii")
     if (compiler := shutil.which("cc")) is None:
         raise RuntimeError("compile_c: a C compiler must be installed as cc; got none. Install gcc or clang.")
-    subprocess.run([compiler, "-std=c99", "-O3", "-DTTFS_MAIN", *flags, str(file), "-o", str(program)], check=True)
+    command = [compiler, "-std=c99", "-O3", "-DTTFS_MAIN", *flags, str(file), "-o", str(program)]
+    if status := subprocess.run(command).returncode:
+        raise RuntimeError(f"compile_c: cc must compile net.c; got exit status {status}. Read what cc says above.")
     return program
 
 
@@ -147,14 +149,17 @@ def compare_c(source: str, network: nn.Module, images: Tensor, **grid: Any) -> C
         images: [N, channels, height, width] float32 in [0, 1]; rounded to 8 bits.
         grid: `steps` and `weight_bits` with which `source` was made.
     Raises:
-        RuntimeError: there is no C compiler.
+        RuntimeError: there is no C compiler, or it fails, or its program does.
     """
     pixels = (images * 255).round().to(torch.uint8)
     with TemporaryDirectory() as folder:
         program = compile_c(source, Path(folder))
-        printed = subprocess.run([program], input=raw_bytes(pixels), capture_output=True, check=True).stdout
+        done = subprocess.run([program], input=raw_bytes(pixels), capture_output=True)
+    if done.returncode:
+        rule = f"the compiled program must end with status 0; got {done.returncode}"
+        raise RuntimeError(f"compare_c: {rule}. Try another C compiler as cc.")
     here = simulate(network, to_float(pixels).split(250), **grid).predictions
-    there = torch.tensor([*map(int, printed.split())])
+    there = torch.tensor([*map(int, done.stdout.split())])
     return Comparison("compiled C", (), None, there, here, different=int((there != here).sum()))
 
 
