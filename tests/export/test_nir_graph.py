@@ -147,12 +147,15 @@ def test_grouped_kernels_are_written_dense(shape, layers):
     assert compare_onnx(to_onnx(network, image_shape=shape).SerializeToString(), network, images).logits < 1e-5
 
 
-def test_layers_may_have_the_names_of_other_nodes():
+def test_layers_may_have_the_names_of_other_nodes_but_not_of_each_other():
     names = ("encoder", "input", "threshold", "flatten", "output")
     layers = LatencyEncoder(), DFTConv2d(2, 3, 3), DFTConv2d(3, 3, 3), torch.nn.Flatten(), Readout(60, 3)
     network = torch.nn.Sequential(OrderedDict(zip(names, layers, strict=True))).eval()
     assert to_onnx(network, image_shape=(2, 9, 8)).graph.node
     assert {"layeroutput_neuron", "layerinput_neuron"} <= to_nir(network, image_shape=(2, 9, 8)).nodes.keys()
+    network = torch.nn.Sequential(OrderedDict(zip(("encoder", "a-b", "a_b", "flatten", "output"), layers, strict=True)))
+    with pytest.raises(ValueError, match=r"to_nir: layer names must differ .*; got two for the node a_b\. Rename"):
+        to_nir(network, image_shape=(2, 9, 8))
 
 
 def test_images_without_an_output_spike_are_decided_alike():

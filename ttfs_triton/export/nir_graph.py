@@ -79,7 +79,8 @@ def to_nir(
         The graph. Its metadata have clock, configuration and class names, which NIR lacks, and not_expressed: sentences
         (JSON) on what else the graph does not hold.
     Raises:
-        ValueError: the network has layers of other packages, or an option is out of range.
+        ValueError: the network has layers of other packages, layers' names differ in punctuation only, or an option is
+            out of range.
         NotImplementedError: a signed encoder, images that are no maps, upsampling, pools in ceil_mode, kernels or pools
             that are not square (nir would infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
@@ -186,6 +187,9 @@ class _Build:
     emitted: dict[str | None, _Spikes] = field(default_factory=dict)
 
     def add(self, name: str, node: Any, *sources: str) -> str:
+        if name in self.nodes:
+            rule = f"layer names must differ in more than punctuation; got two for the node {name}"
+            raise ValueError(f"to_nir: {rule}. Rename a layer.")
         self.nodes[name] = node
         self.edges += [(source, name) for source in sources]
         return name
