@@ -42,7 +42,8 @@ def test_every_provider_is_checked_and_timed_in_every_pass(monkeypatch, network,
 
 def test_command_writes_rows_and_a_picture(run_script, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    rows, about = run_script(kernels, "--model", "cnn1", "--op", "linear", "--batch-size", "2", "--providers", "torch")
+    words = "--model cnn1 --op linear --batch-size 2 --providers torch --dtypes fp32"
+    rows, about = run_script(kernels, *words.split())
     assert [(row["op"], row["case"], row["provider"]) for row in rows] == 3 * [
         ("linear", "f-800-128-b2", "torch"),
         ("linear", "f-800-128-b2", "ann"),
