@@ -87,6 +87,8 @@ def test_card_of_a_network_on_a_grid_prices_its_steps_and_names_its_bits(facts):
     ):
         assert part in card
     assert "not simulated" not in card
+    found = estimate(replace(facts.counts, weight_bits=4), "lemaire45:int8", RunOptions(4, state_bits=32))
+    assert f"| {energy_range(found.total)} |" in card
 
 
 def test_a_model_without_results_says_so():
