@@ -116,5 +116,7 @@ def run(options: CalibrateOptions) -> Calibration:
     if scored:
         after = _right(network, others, labels) / len(others)
         print(f"accuracy on {len(others):,} other training images: {before / len(others):.2%} → {after:.2%}")
+    elif len(others) > 0:
+        print("no accuracy: the images' classes are not the network's, by name and order")
     write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
     return calibration

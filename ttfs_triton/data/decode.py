@@ -114,7 +114,7 @@ class EncodedImages:
         if len(self.black) > self.most_black or getattr(error, "errno", None):  # set where a file cannot be read
             raise DataLostError(
                 f"images_at: all but {self.most_black} images must be readable to the end; got {name} ({reason}). "
-                "Put it back; training may be given more --max-bad-images."
+                "Put it back, or train with a larger --max-bad-images."
             ) from error
 
 
@@ -194,7 +194,7 @@ class BadImages:
             if len(self.rows) > self.limit:
                 raise ValueError(
                     f"load_images: at most {self.limit} images may be undecodable; got {len(self.rows)} up to "
-                    f"{self.name(row)} ({reason}). Repair the data; training may be given more --max-bad-images."
+                    f"{self.name(row)} ({reason}). Repair the data, or train with a larger --max-bad-images."
                 )
             logger.warning("%s cannot be decoded (%s); skipped.", self.name(row), reason)
 

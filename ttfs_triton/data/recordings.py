@@ -202,7 +202,7 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
     if suffix not in READERS:
         raise ValueError(f"must be a recording, {', '.join(READERS)}; got {path.name}.")
     if trials.exists():
-        raise ValueError(f"must be one recording; got {path.name}, whose trials {trials.name} lists. Cut one out.")
+        raise ValueError(f"must be one recording; got {path.name}, whose trials {trials.name} lists. Save one as .npz.")
     sensor = windows.sensor or _SENSORS.get(suffix)
     if sensor is None:
         raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")

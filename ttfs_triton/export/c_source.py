@@ -166,7 +166,7 @@ class _Source:
         largest_unit, common = float(unit.max()), readout.initial_potential * layer.steps
         # Initial potentials without V₀ apart: in a class's own tiny unit, they have more bits than the products.
         rest = (start * unit - common) / largest_unit
-        largest = 2 * FINE * (_largest_sum(layer) - float(start.abs().max()) + float(rest.abs().max()))
+        largest = 2 * FINE * (_largest_change(layer) + float(rest.abs().max()))
         split = -(-int(largest).bit_length() // 2)
         self._constants("int64_t", "scale", (unit / largest_unit * 2.0 ** (61 - split)).round())
         self._constants("int64_t", "rest", (rest * FINE * 2.0 ** (61 - 2 * split)).round())
@@ -221,9 +221,14 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
 
 def _largest_sum(layer: ClockedLayer) -> int:
     """Bound on a layer's slopes and potentials before its firing window, in weight units · steps."""
+    return int(layer.start.abs().max()) + _largest_change(layer)
+
+
+def _largest_change(layer: ClockedLayer) -> int:
+    """Bound on what inputs add to a potential before its firing window, in weight units · steps."""
     skip_weight = 0 if layer.skip_weight is None else int(layer.skip_weight.abs().max())
     reach = int(layer.weight.double().abs().flatten(1).sum(1).max()) + skip_weight
-    return int(layer.start.abs().max()) + reach * layer.steps
+    return reach * layer.steps
 
 
 def _map(shape: Sequence[int]) -> tuple[int, ...]:

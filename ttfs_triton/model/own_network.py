@@ -143,7 +143,7 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
     given = {"in_channels": in_channels, "image_size": image_size, "classes": classes}
     parameters = inspect.signature(build).parameters.values()
     named = {parameter.name for parameter in parameters}
-    if "num_classes" in named:  # as in torchvision and timm
+    if "num_classes" in named and "classes" not in named:  # as in torchvision and timm
         given["num_classes"] = given.pop("classes")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     taken = given.keys() if takes_all else given.keys() & named

@@ -181,7 +181,7 @@ class AnalogEncoder(DFTConv2d):
         text = super().extra_repr()
         for name, buffer, default in (("mean", self.mean.flatten(), 0), ("std", self.std.flatten(), 1)):
             given = buffer.new_tensor(self._given[name], dtype=torch.float32)
-            values = given if torch.equal(given.to(buffer), buffer) else buffer.float()  # as before `half`
+            values = given if torch.equal(given.to(buffer), buffer) else buffer.float()  # `half` rounds the buffer
             if (values != default).any():  # networks are compared by this text: weights fit these values only
                 text += f", {name}=[{', '.join(map(str, values.cpu().numpy()))}]"
         return text

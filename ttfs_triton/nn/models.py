@@ -191,6 +191,16 @@ class TTFSNetwork(nn.Module):
         put_on_grid(self.features, grid)
         put_on_grid(self.readout, grid)
 
+    @torch.no_grad()
+    def take_statistics(self, trained: NetworkConfig) -> None:
+        """Take over an encoder's mean and std from the network of the weights: others would shift every potential."""
+        first = self.features[0]
+        if not isinstance(first, AnalogEncoder) or trained.encoder == "latency":
+            return
+        for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
+            buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))
+        self.config = self.config.replace(mean=trained.mean, std=trained.std)
+
     def fold_batch_norm(self) -> None:
         """Fold batch norm in every layer, as `ttfs_triton.nn.fold_batch_norm`, and update the configuration."""
         if not self.config.batch_norm:

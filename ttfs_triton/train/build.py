@@ -32,7 +32,6 @@ from ttfs_triton.model.hub import HubError
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork, build_network_of
 from ttfs_triton.nn import (
-    AnalogEncoder,
     DFTConv2d,
     DFTLinear,
     NetworkConfig,
@@ -111,7 +110,7 @@ def build_network(
     if weights is not None and started is not None and config.state_bits is None:
         description = ModelDescription.from_dict(started)
         if isinstance(network, TTFSNetwork) and isinstance(description.network, NetworkConfig):
-            take_statistics(network, description.network)
+            network.take_statistics(description.network)
         start = None if description.base_model is None else Start(description.base_model, None)
     elif weights is not None:
         # To load weights without batch norm into batch norm, statistics are needed, even if a checkpoint replaces both.
@@ -122,7 +121,7 @@ def build_network(
             first = TTFSNetwork(network.config.replace(neuron=replace(network.config.neuron, psp_persistence=0.0)))
             start = load_weights(first, weights, images, new_readout=config.new_readout)
             network.load_state_dict(first.state_dict())
-            take_statistics(network, first.config)
+            network.take_statistics(first.config)
         else:
             start = load_weights(network, weights, images, new_readout=config.new_readout)
     if config.grid is not None:
@@ -260,7 +259,7 @@ def load_weights(
     except RuntimeError as error:
         raise ConfigError(f"weights: {said} does not fit the network: {error}") from error
     if ours is not None and trained is not None:
-        take_statistics(ours, trained)
+        ours.take_statistics(trained)
     return Start(base_model, calibration, None if described is None else described.grid, units)
 
 
@@ -275,7 +274,7 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None) ->
     start = load_weights(plain, source, images)
     unfold_batch_norm(network.to(images.device), plain.to(images.device), images)
     network.cpu()
-    take_statistics(network, plain.config)
+    network.take_statistics(plain.config)
     return start
 
 
@@ -353,17 +352,6 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
-    """Set the mean and std with which the weights were trained: others would shift every potential."""
-    first = network.features[0]
-    if not isinstance(first, AnalogEncoder) or trained.encoder == "latency":
-        return
-    for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
-        buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))
-    network.config = network.config.replace(mean=trained.mean, std=trained.std)
 
 
 @dataclass(frozen=True)
