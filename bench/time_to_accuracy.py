@@ -133,9 +133,8 @@ class Training:
         self.parts = T if library else 1
         network = Network(encoder, library, T)
         self.network = network.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.weighted = nn.ModuleList(
-            m for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
-        )
+        kinds = nn.Conv2d | nn.BatchNorm2d | nn.Linear
+        self.weighted = nn.ModuleList(module for module in network.modules() if isinstance(module, kinds))
         self.average = copy.deepcopy(self.weighted)
         self.looks_ahead = library is None
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -257,12 +256,8 @@ def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
     minutes, title = 0.0, TITLES[name].format(options.time_steps)
     for metrics in read_metrics(name, options):
         minutes += metrics["seconds"] / 60
-        yield {
-            "contender": title,
-            "epoch": metrics["epoch"],
-            "minutes": round(minutes, 2),
-            "val_accuracy": round(metrics["val_accuracy"], 4),
-        }
+        row = {"contender": title, "epoch": metrics["epoch"], "minutes": round(minutes, 2)}
+        yield row | {"val_accuracy": round(metrics["val_accuracy"], 4)}
 
 
 def print_results(rows: list[bench.Row]) -> None:
