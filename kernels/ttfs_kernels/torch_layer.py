@@ -5,13 +5,13 @@ contracted in one call, which reads (and, on a CPU, reorders) weights once. `rul
 
 Operands are x, weight, γ, initial potential or β, skip and skip weight; without batch norm, γ is None.
 
-The first way is oneDNN's convolution, which computes one row of the output map at a time. If rows are short, its matrix
-products are small; if the weights exceed the second-level cache, they are all streamed for every row. Two other ways
-are faster on a CPU, although they have to copy operands first. Measured on one core (AVX-512, AMX), 3×3 kernels:
+The first way is oneDNN's convolution, which computes one row of the output map at a time: short rows make small matrix
+products, and weights beyond the second-level cache are streamed for every row. Two other ways are faster on CPUs with
+AMX, although they copy operands first (measured on one core, 3×3 kernels). Without AMX (AMD Zen 4), columns pay on 2×2
+maps, and nothing else does: 4×4 maps would take 1.2 to 2 times as long.
 
-- The smallest maps, as in the last blocks of a VGG, become matrix products: a receptive field is written out as a row
-  ("columns" below, as in im2col). Forward and both gradients, 512 channels, 32 images: 1.4 times as fast in float32 and
-  3.5 times in bfloat16 on 4×4 maps, 3 and 11 times on 2×2 maps.
+- The smallest maps become matrix products: a receptive field is written out as a row ("columns" below, as in im2col).
+  All passes, 512 channels: 1.4 times as fast in float32, 3.5 in bfloat16 on 4×4 maps; 3 and 11 times on 2×2 maps.
 - Narrow maps in 16 bits are laid side by side: several images form one wide map with columns of zeros between them,
   and outputs at the seams are dropped. Gradient of the weight, 256 channels, 8×8 maps: two thirds of the time.
 """
@@ -36,12 +36,12 @@ Tensors = tuple[Tensor | None, ...]
 
 # A CPU uses columns if an output map has at most LARGEST_MAP neurons, and the layer more than these weights per neuron.
 # Columns of larger maps leave the caches; with fewer weights, writing columns costs more than it saves. Measured.
-LARGEST_MAP = 16
+LARGEST_MAP = 16 if (AMX := torch.cpu._is_amx_tile_supported()) else 4
 WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
 # A CPU lays output maps of at most NARROW_MAP columns side by side, in these dtypes, if the layer has enough weights:
 # MANY_WEIGHTS for the gradient of the weight, MANY_WEIGHTS per output neuron for the other passes. Measured.
-NARROW_MAP, SIDE_BY_SIDE = 8, (torch.bfloat16, torch.float16)
+NARROW_MAP, SIDE_BY_SIDE = 8, (torch.bfloat16, torch.float16) if AMX else ()
 MANY_WEIGHTS = 1 << 15
 ROW = 64  # largest number of output columns in a row of maps
 

@@ -116,7 +116,7 @@ def test_triton_matches_float64(device, layer, dtype):
 def test_columns_sum_input_gradients_in_float32(monkeypatch):
     """25 products meet in each input; summed in bfloat16, the error would be 1.2 units in the last place, not 0.6."""
     geometry = Geometry((1, 1), (2, 2), (1, 1), 1)
-    monkeypatch.setattr(torch_layer, "WEIGHTS_PER_NEURON", {torch.bfloat16: 0})
+    monkeypatch.setattr(torch_layer, "columns_are_faster", lambda *_: True)
     h, weight = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((4, 64, 4, 4), (64, 32, 5, 5)))
     h, weight = (maps.contiguous(memory_format=torch.channels_last) for maps in (h, weight))
     expected = torch.nn.grad.conv2d_input((4, 32, 4, 4), weight.double(), h.double(), padding=2)
