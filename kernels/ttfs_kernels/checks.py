@@ -174,12 +174,7 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry) -> None:
 
 
 def check_normalisation(
-    function: str,
-    x: Tensor,
-    weight: Tensor,
-    geometry: Geometry | None,
-    parameters: dict[str, Tensor],
-    sharing: int,
+    function: str, x: Tensor, weight: Tensor, geometry: Geometry | None, parameters: dict[str, Tensor], sharing: int
 ) -> None:
     """Check batch norm's `parameters` (by name), and that a channel has at least two values, in `sharing` processes."""
     for name, tensor in parameters.items():

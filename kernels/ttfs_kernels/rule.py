@@ -112,7 +112,7 @@ def with_nan_of(values: Tensor, results: Tensor) -> Tensor:
 
 def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
     """Factor on the mask's gradient in the input's gradient: 1 − x/δ where x < δ (1 if silent), else 0; shape of x."""
-    return (1 - x * (1 / neuron.surrogate_width)).clamp_min(0)
+    return (x * (-1 / neuron.surrogate_width)).add_(1).clamp_min_(0)
 
 
 # ---- passes
@@ -145,9 +145,9 @@ def with_mask(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def input_gradient(neuron: Neuron, by_activation: Tensor, by_mask: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """The gradient of a layer's input [elements], from the gradients of its activations and (with a surrogate) mask."""
+    """The gradient of a layer's input, from the gradients of its activations and (with a surrogate) of its mask."""
     grad = aten.threshold_backward(by_activation, x, 0)  # where x > 0
-    return grad + vanishing(x, neuron) * by_mask * sigma if neuron.surrogate_width else grad
+    return grad.add_(vanishing(x, neuron).mul_(by_mask).mul_(sigma)) if neuron.surrogate_width else grad
 
 
 def potential_and_bias_gradients(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,18 +322,29 @@ def in_blocks(function: Callable[..., Any], settings: list[Any], operands: tuple
     _, *size, channels = first.shape
     neurons = max(1, math.prod(size))
     # An accelerator gets one block: more launches would cost more than the memory traffic that they save.
-    block = BLOCK_ELEMENTS * torch.get_num_threads() // channels if first.device.type == "cpu" else neurons
-    block = max(1, block)
+    on_cpu = first.device.type == "cpu"
+    block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // channels) if on_cpu else neurons
     blocks = -(-neurons // block)
     split = ([t] * blocks if t is None or t.dim() < 2 else t.flatten(-3, -2).split(block, -2) for t in operands)
-    results = [function(*settings, *here) for here in zip(*split, strict=True)]
-
-    def joined(parts: Any) -> Any:
-        if parts[0].dim() < 2:
-            return parts[0] if len(parts) == 1 else sum(parts)
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, -2)).unflatten(-2, size)
-
-    return joined(results) if isinstance(results[0], Tensor) else tuple(map(joined, zip(*results, strict=True)))
+    results: Any = ()
+    found: Any = None
+    for number, here in enumerate(zip(*split, strict=True)):
+        found = function(*settings, *here)
+        parts = (found,) if isinstance(found, Tensor) else found
+        if blocks == 1:
+            results = parts
+            break
+        results = results or [
+            torch.zeros_like(part) if part.dim() < 2 else part.new_empty(*part.shape[:-2], neurons, channels)
+            for part in parts
+        ]
+        for result, part in zip(results, parts, strict=True):
+            if part.dim() < 2:
+                result += part
+            else:  # stored while it is in the cache
+                result[..., number * block : (number + 1) * block, :] = part
+    results = tuple(result if result.dim() < 2 else result.unflatten(-2, size) for result in results)
+    return results[0] if isinstance(found, Tensor) else results
 
 
 @cache

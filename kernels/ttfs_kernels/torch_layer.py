@@ -234,8 +234,8 @@ def input_gradient(grad_x: Tensor, x: Tensor, neuron: Neuron, sigma: Tensor | fl
     With a surrogate, the mask's gradient is added: the second half of `grad_x`, or `grad_x` itself, as long as x.
     """
     by_activation, by_mask = grad_x.tensor_split(2) if len(grad_x) > len(x) else (grad_x, grad_x)
-    elements = (to_rows(tensor).flatten() for tensor in (by_activation, by_mask, x))
-    return like_rows(run((rule.input_gradient, neuron), *elements, rule.scalar(sigma, x)), x.shape)
+    operands = (neurons_of(tensor, 1) for tensor in (by_activation, by_mask, x))
+    return like_rows(run((rule.input_gradient, neuron), *operands, rule.scalar(sigma, x)), x.shape)
 
 
 def neurons_of(maps: Tensor, pairs: int) -> Tensor:

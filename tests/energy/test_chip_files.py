@@ -153,11 +153,7 @@ def test_unknown_names_are_refused(name, message):
         ("node_nm", "node_um", "node_um: there is no such key"),
         ("prices.synop", "prices.synpo", "included and prices must be of accumulate, .*; got synpo"),
         ('"pJ"', '"mW"', "prices.synop.unit must measure energy; got mW"),
-        (
-            "value = 2.0",
-            "",
-            "prices.synop: value must be given, unless .*; got None, measured",
-        ),
+        ("value = 2.0", "", "prices.synop: value must be given, unless .*; got None, measured"),
         ("low = 1.0", "low = 3.0", "prices.synop: value must be within low and high; got 3.0 ≤ 2.0 ≤ 4.0"),
         ('"including fetch"', '"arithmetic"', 'synop must be absent, because synop_scope = "arithmetic" covers it'),
         (MINE, ADDITIONS, 'prices.multiply_accumulate must be there for synop_scope = "arithmetic"'),

@@ -37,11 +37,7 @@ def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
     """Table of accuracies by deadline."""
     headers = ("deadline", "accuracy", "fired by then", "mean decision time")
     cells = [(f"{row.deadline:.2f}", percent(row.accuracy), percent(row.decided), f"{row.time:.3f}") for row in rows]
-    return Table(
-        "Decisions by a deadline in windows; closed form, on a grid in its steps",
-        headers,
-        cells,
-    )
+    return Table("Decisions by a deadline in windows; closed form, on a grid in its steps", headers, cells)
 
 
 def pairs_table(

@@ -29,12 +29,7 @@ def require(function: str, module: str, extra: str) -> ModuleType:
 
 
 def metadata(
-    function: str,
-    network: nn.Module,
-    graph: NetworkGraph,
-    class_names: Sequence[str] | None,
-    dataset: str,
-    **more: str,
+    function: str, network: nn.Module, graph: NetworkGraph, class_names: Sequence[str] | None, dataset: str, **more: str
 ) -> dict[str, str]:
     """Metadata of a network, as strings: configuration, class names, σ (by layer if layers differ), `more`, grid.
 
