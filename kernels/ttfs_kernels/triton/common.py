@@ -285,7 +285,7 @@ def load_channels(ptr, ROW: tl.constexpr, n, N):
 @triton.jit
 def at_row(ptr, row, stride):
     """Pointer to a row. Offsets from there fit into 32 bits, however large the tensor is."""
-    return ptr + row.to(tl.int64) * stride
+    return ptr + tl.cast(row, tl.int64) * stride  # the interpreter counts loops in Python's integers
 
 
 @triton.jit

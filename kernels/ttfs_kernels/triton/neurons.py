@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 
 from ttfs_kernels.neuron import Neuron, PlacedNeuron
 from ttfs_kernels.triton import common
-from ttfs_kernels.triton.common import Launcher, at_inputs, clamp_to_window, derivatives, fire, load_channels
+from ttfs_kernels.triton.common import Launcher, at_inputs, at_row, clamp_to_window, derivatives, fire, load_channels
 
 ELEMENTS = 1024  # elements in a block of the kernels here
 TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
@@ -169,15 +169,17 @@ def _sum_launcher(splits: int, size: int) -> Launcher:
 
 
 @triton.jit
-def load_potentials(neurons, at, kept, n, N, properties):
-    """(A, W, A', W', skip) in float32: potentials, those by which neurons fire, and delayed spikes.
+def load_potentials(neurons, row, at, kept, n, N, properties):
+    """(A, W, A', W', skip) in float32: potentials, those by which neurons fire, and delayed spikes; `at` from `row` on.
 
     W includes σ, and is 0 at σ = 0. A' = g·A + β − g·μ or A + b, W' = g·W or W, with delayed spikes added.
     """
-    A = tl.load(neurons.A + at, mask=kept, other=0.0).to(tl.float32)
+    A = tl.load(at_row(neurons.A, row, N) + at, mask=kept, other=0.0).to(tl.float32)
     W = tl.zeros_like(A)
     if neurons.W is not None:
-        W = tl.load(properties.psp_persistence) * tl.load(neurons.W + at, mask=kept, other=0.0).to(tl.float32)
+        W = tl.load(properties.psp_persistence) * tl.load(at_row(neurons.W, row, N) + at, mask=kept, other=0.0).to(
+            tl.float32
+        )
     potential = A
     slope = W
     if neurons.statistics is not None:
@@ -188,7 +190,7 @@ def load_potentials(neurons, at, kept, n, N, properties):
         potential += load_channels(neurons.bias, 0, n, N)
     skip = tl.zeros_like(A)
     if neurons.skip is not None:
-        skip = tl.load(neurons.skip + at, mask=kept, other=0.0).to(tl.float32)
+        skip = tl.load(at_row(neurons.skip, row, N) + at, mask=kept, other=0.0).to(tl.float32)
         skip_weight = load_channels(neurons.skip_weight, 0, n, N)
         potential += skip_weight * skip
         if neurons.W is not None:
@@ -199,15 +201,16 @@ def load_potentials(neurons, at, kept, n, N, properties):
 @triton.jit(do_not_specialize=["M"])
 def fire_rows(neurons, y_ptr, properties, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Activations y [M, N] by the firing rule."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    kept = (m < M)[:, None] & (n < N)[None, :]
-    at = m.to(tl.int64)[:, None] * N + n[None, :]
-    _, _, potential, slope, _ = load_potentials(neurons, at, kept, n, N, properties)
+    kept = (row + m < M)[:, None] & (n < N)[None, :]
+    at = m[:, None] * N + n[None, :]
+    _, _, potential, slope, _ = load_potentials(neurons, row, at, kept, n, N, properties)
     y = clamp_to_window(potential)
     if neurons.W is not None:
         y = fire(potential, slope)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=kept)
+    tl.store(at_row(y_ptr, row, N) + at, y.to(y_ptr.dtype.element_ty), mask=kept)
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
@@ -240,12 +243,12 @@ def differentiate_rows(
     by_shift = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_scale = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(first, last, BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
-        at = m.to(tl.int64)[:, None] * N + n[None, :]
-        kept = (m < last)[:, None] & (n < N)[None, :]
-        A, W, potential, slope, skip = load_potentials(neurons, at, kept, n, N, properties)
-        grad = tl.load(grad_ptr + at, mask=kept, other=0.0).to(tl.float32)
+    m = tl.arange(0, BLOCK_M)
+    at = m[:, None] * N + n[None, :]
+    for row in range(first, last, BLOCK_M):
+        kept = (row + m < last)[:, None] & (n < N)[None, :]
+        A, W, potential, slope, skip = load_potentials(neurons, row, at, kept, n, N, properties)
+        grad = tl.load(at_row(grad_ptr, row, N) + at, mask=kept, other=0.0).to(tl.float32)
         if neurons.W is not None:
             by_A, by_W = derivatives(potential, slope, properties, SURROGATE)
             by_A *= grad
@@ -266,20 +269,20 @@ def differentiate_rows(
                     by_mask = tl.load(properties.psp_persistence) * by_W
                     by_weight += tl.where(skip > 0, by_mask, 0.0)
                     by_spike = at_inputs(by_spike, by_mask * skip_weight, skip, properties, SURROGATE)
-                tl.store(grad_skip_ptr + at, by_spike.to(grad_skip_ptr.dtype.element_ty), mask=kept)
+                tl.store(at_row(grad_skip_ptr, row, N) + at, by_spike.to(grad_skip_ptr.dtype.element_ty), mask=kept)
         if h_ptr is not None:
             if neurons.statistics is not None:
-                count = tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # 0 outside the channels
-                spread = load_channels(totals_ptr, 1, n, N) * load_channels(neurons.statistics, INVERSE, n, N)
+                share = 1 / tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # 0 outside the channels
+                spread = load_channels(totals_ptr, 1, n, N) * load_channels(neurons.statistics, INVERSE, n, N) * share
                 offset = A - load_channels(neurons.statistics, MEAN, n, N) + W
-                shared = (load_channels(totals_ptr, 0, n, N) + offset * spread) * (1 / count)
+                shared = load_channels(totals_ptr, 0, n, N) * share + offset * spread
                 scale = load_channels(neurons.statistics, SCALE, n, N)
                 by_A = scale * (by_A - shared)
                 by_W = scale * (by_W - shared)
-            tl.store(h_ptr + at, by_A.to(h_ptr.dtype.element_ty), mask=kept)
+            tl.store(at_row(h_ptr, row, N) + at, by_A.to(h_ptr.dtype.element_ty), mask=kept)
             if slope_h_ptr is not None:
                 slope_h = tl.load(properties.psp_persistence) * by_W
-                tl.store(slope_h_ptr + at, slope_h.to(slope_h_ptr.dtype.element_ty), mask=kept)
+                tl.store(at_row(slope_h_ptr, row, N) + at, slope_h.to(slope_h_ptr.dtype.element_ty), mask=kept)
     if parts_ptr is not None:
         SUMS: tl.constexpr = 1 + (neurons.statistics is not None) + (neurons.skip is not None)
         to = parts_ptr + program.to(tl.int64) * SUMS * N + n
