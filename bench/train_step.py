@@ -224,7 +224,7 @@ class Options:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # bfloat16 is autocast
     backends: tuple[Literal["auto", "triton", "torch"], ...] | None = None  # default: triton and torch on a GPU
     width: float = 1.0  # factor on the size of every hidden layer
-    fuse: bool = False  # on the CPU, also time ours with passes over neurons fused, as in long trainings
+    fuse: bool = False  # on the CPU, also time ours with passes fused by PyTorch's compiler, as in training
     compiled: bool = False  # also time every network under torch.compile, which takes minutes
     repeats: int = 15  # measured rounds
     output: Path = bench.RESULTS  # folder of the CSV file
@@ -263,7 +263,7 @@ def measure(options: Options, model: str, device: torch.device, dtype: torch.dty
     for contender in contenders:
         contender.optimizer = SGD(contender.network.to(device).parameters())
     errors = [check(contender, batch) for contender in contenders]
-    torch.compiler.reset()  # passes over float32 count against the compiler's limit of versions
+    torch.compiler.reset()  # the checks' passes in float32 would count against the compiler's limit of versions
     peaks = [contender.peak_mib(batch) for contender in contenders]
     steps = {contender.name: partial(contender.step, batch) for contender in contenders}
     ms = bench.time_in_turns(steps, options.repeats, device, warm_up=0)  # warm by now

@@ -170,16 +170,16 @@ def _sum_launcher(splits: int, size: int) -> Launcher:
 
 @triton.jit
 def load_potentials(neurons, row, at, kept, n, N, properties):
-    """(A, W, A', W', skip) in float32: potentials, those by which neurons fire, and delayed spikes; `at` from `row` on.
+    """(A, W, A', W', skip) in float32: potentials, those by which neurons fire, and delayed spikes.
 
-    W includes σ, and is 0 at σ = 0. A' = g·A + β − g·μ or A + b, W' = g·W or W, with delayed spikes added.
+    `at` are offsets from the start of `row`. W includes σ, and is 0 at σ = 0. A' = g·A + β − g·μ or A + b, W' = g·W or
+    W, with delayed spikes added.
     """
     A = tl.load(at_row(neurons.A, row, N) + at, mask=kept, other=0.0).to(tl.float32)
     W = tl.zeros_like(A)
     if neurons.W is not None:
-        W = tl.load(properties.psp_persistence) * tl.load(at_row(neurons.W, row, N) + at, mask=kept, other=0.0).to(
-            tl.float32
-        )
+        W = tl.load(at_row(neurons.W, row, N) + at, mask=kept, other=0.0).to(tl.float32)
+        W *= tl.load(properties.psp_persistence)
     potential = A
     slope = W
     if neurons.statistics is not None:
