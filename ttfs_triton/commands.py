@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import Field
@@ -30,6 +30,19 @@ class ModelOptions(CommandOptions):
     config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
     network: str | None = None
     """FILE.py:FUNCTION that builds the network; only for a network of your own."""
+
+
+class ColumnOptions(CommandOptions):
+    """Options that name columns of a data set; for all commands that read images."""
+
+    image_column: str | None = None
+    """Column with the images. Default: detected (image, img)."""
+    label_column: str | None = None
+    """Column with the labels. Default: detected (label, fine_label)."""
+
+    def images_named(self) -> dict[str, Any]:
+        """Arguments of `load_images`: the data set and its columns."""
+        return {name: getattr(self, name) for name in ("dataset", "data_dir", *ColumnOptions.model_fields)}
 
 
 class ImageOptions(CommandOptions):
@@ -58,14 +71,8 @@ class MeasuringOptions(ImageOptions):
     """Measure accuracy against decision time, by the earliest output spike, for every network."""
 
 
-class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
+class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions, ColumnOptions):
     """Options of `ttfs evaluate`: network, images, hardware, faults and output."""
-
-    # ---- data
-    image_column: str | None = None
-    """Column with the images. Default: detected (image, img)."""
-    label_column: str | None = None
-    """Column with the labels. Default: detected (label, fine_label)."""
 
     # ---- hardware
     chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
@@ -94,7 +101,7 @@ class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
     """Index of the test image whose spikes the report shows."""
 
 
-class EnergyOptions(ImageOptions):
+class EnergyOptions(ImageOptions, ColumnOptions):
     """Options of `ttfs energy`: two networks, images and chips."""
 
     more_rules: ClassVar = {"network": Needs("ttfs")}
@@ -128,17 +135,13 @@ class ClassificationOptions(ModelOptions):
 Side = Annotated[int, Field(ge=1, le=8192)]
 
 
-class CalibrationImages(CommandOptions):
+class CalibrationImages(ColumnOptions):
     """Options that choose training images to calibrate on, for all commands that calibrate."""
 
     dataset: str | None = None
     """Calibrate on training images of this Hub data set, or of "sample"."""
     data_dir: Path | None = None
     """Calibrate on this local folder: parquet files or class folders; recordings, if the network reads events."""
-    image_column: str | None = None
-    """Column of the images. Default: detected."""
-    label_column: str | None = None
-    """Column of the labels. Default: detected."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the draw of calibration images."""
     cpu: bool = False
@@ -219,9 +222,10 @@ class CalibrateOptions(ModelOptions, CalibrationImages):
 ON_A_CLOCK = Needs(format=("nir", "c"))
 
 
-class ExportOptions(ModelOptions):
+class ExportOptions(ModelOptions, ColumnOptions):
     """Options of `ttfs export`: network, format, file, check."""
 
+    more_rules: ClassVar = dict.fromkeys(ColumnOptions.model_fields, Needs("dataset", "data_dir"))
     format: Literal["c", "nir", "onnx"]
     """c: a file of C99 without dependencies; computes the simulator's integers. nir: a graph of spiking neurons, in
     time steps. onnx: the closed form, with spikes at any time."""

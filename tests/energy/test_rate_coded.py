@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.data.fixtures import random_images, write_parquet
 from tests.energy.energy_cases import counted
 from ttfs_triton.commands import energy as main
 from ttfs_triton.energy import count_rate_coded, estimate_rate_coded
@@ -224,6 +225,13 @@ def test_command_shows_both_networks_in_one_table(capsys, caplog, monkeypatch):
         assert re.search(text, shown), shown
     assert shown.count("energy on") == 2
     assert "not in it" in shown
+
+
+def test_command_takes_images_of_any_columns(capsys, tmp_path):
+    write_parquet(tmp_path / "test.parquet", random_images(12, 1, 28, 28), [0, 1] * 6, label="digit")
+    words = ["--module", f"{__file__}:build", *FEW, "--data-dir", str(tmp_path), "--label-column", "digit"]
+    main("Energy.", [*words, "--ttfs", "bundled:cnn1-mnist", "--steps", "4"])
+    assert "Means over 12 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

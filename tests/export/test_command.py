@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from tests.data.fixtures import random_images, write_parquet
 from tests.export.common import small_network
 from ttfs_triton.commands import export as main
 from ttfs_triton.data.images import load_images
@@ -66,6 +67,10 @@ def test_c_is_written_and_checked(model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "same decisions                20 of 20" in shown
     assert "16 time steps a window, 5-bit weights" in (tmp_path / "net.c").read_text()
+    write_parquet(tmp_path / "test.parquet", random_images(12, 1, 28, 28), [*range(10), 0, 0], label="digit")
+    columns = ("--data-dir", tmp_path, "--image-column", "image", "--label-column", "digit")
+    export(model, *flags, "--output", tmp_path / "again.c", *columns)
+    assert "same decisions                12 of 12" in capsys.readouterr().out
 
 
 def test_registers_that_saturate_are_told(model, tmp_path, capsys):

@@ -34,16 +34,8 @@ def load_training_images(options: CalibrationImages, description: ModelDescripti
 
 def training_split(options: CalibrationImages, image_size: int | tuple[int, int] | None, **more: Any) -> ImageData:
     """The training images, resized if a size is given; `more`: see `load_images`."""
-    return load_images(
-        options.dataset,
-        options.data_dir,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        image_size=image_size,
-        samples_seed=options.seed,
-        progress=True,
-        **more,
-    )
+    named = options.images_named()
+    return load_images(**named, image_size=image_size, samples_seed=options.seed, progress=True, **more)
 
 
 def draw(options: CalibrationImages, data: ImageData, count: int) -> Tensor:

@@ -246,7 +246,7 @@ def decode_rows(
         if image.shape[:2] != size:
             raise ValueError(
                 f"load_images: image sizes must be equal; got {image.shape[0]}x{image.shape[1]} in {bad.name(row)}, "
-                f"where {reference} {size[0]}x{size[1]}. Resize with --image-size."
+                f"where {reference} {size[0]}x{size[1]}. Resize them, or train with --image-size."
             )
         if more_channels := image.shape[2] > depth:
             _require_gray(channels, f"a colour image, {bad.name(row)}")
@@ -312,7 +312,7 @@ def crop_rows(
     return Decoded(images, kept, bad.rows, digest.hexdigest())
 
 
-def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:
+def require_memory(size: int, what: str, remedy: str = "Use fewer, or train with --streaming.") -> None:
     """Raise NotEnoughMemoryError unless `size` bytes fit into memory, once per process on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     available = psutil.virtual_memory().available

@@ -38,8 +38,7 @@ def run(options: EvaluationOptions) -> EvaluationResult:
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise ValueError("evaluate: must run in one process; got several. Start `ttfs evaluate` without a launcher.")
-    where = {name: getattr(options, name) for name in ("dataset", "data_dir", "image_column", "label_column")}
-    data = load_test_images(loaded, **where, max_samples=options.max_test_samples, progress=True)
+    data = load_test_images(loaded, **options.images_named(), max_samples=options.max_test_samples, progress=True)
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
     for folder in (options.output_dir, options.report and options.report.parent):

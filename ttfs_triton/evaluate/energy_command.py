@@ -29,7 +29,7 @@ def run(options: EnergyOptions) -> None:
         raise ValueError("energy: images must be named; got none. Add --data-dir or --dataset.")
     chips, loaded = load_chips(options.chip), options.ttfs and load_network(options.ttfs, options.network)
     load = partial(load_test_images, loaded) if loaded else partial(load_images, split="test")
-    data = load(dataset=options.dataset, data_dir=options.data_dir, max_samples=options.max_test_samples, progress=True)
+    data = load(**options.images_named(), max_samples=options.max_test_samples, progress=True)
     sizes: Any = {"in_channels": data.shape[1], "image_size": data.shape[2:], "classes": len(data.class_names)}
     module = build_network_of(options.module, **sizes)
     batches = EvaluationBatches(data, None, options.batch_size)

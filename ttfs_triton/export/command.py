@@ -82,9 +82,7 @@ def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tens
         generator = torch.Generator().manual_seed(0)
         shape = (options.check_images, *loaded.network.image_shape)
         return torch.rand(shape, generator=generator), None
-    data = load_test_images(
-        loaded, dataset=options.dataset, data_dir=options.data_dir, max_samples=options.check_images, progress=True
-    )
+    data = load_test_images(loaded, **options.images_named(), max_samples=options.check_images, progress=True)
     return to_float(data.images_at(torch.arange(len(data)))), data.labels
 
 
