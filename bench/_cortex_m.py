@@ -1,4 +1,4 @@
-"""Runs exported C on a Cortex-M4 in QEMU: classes, and the number of instructions per image."""
+"""Runs exported C on a Cortex-M4 in QEMU: classes, instructions per image, bytes of memory."""
 
 import subprocess
 from pathlib import Path
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ttfs_triton.export.compare import raw_bytes
 
-TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm")
+TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size")
 
 # With -icount shift=0, QEMU's clock gains 1 ns per instruction; this board's timer counts down at 25 MHz, in 24 bits.
 INSTRUCTIONS_PER_TICK = 40
-MACHINE = ("-M", "mps2-an386", "-icount", "shift=0", "-semihosting", "-display", "none", "-monitor", "none")
-COMPILER = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-mcpu=cortex-m4", "-mthumb", "-O2", "-ffreestanding")
+MACHINE = "-M mps2-an386 -icount shift=0 -semihosting -nographic -monitor none -serial none -kernel main.elf".split()
+COMPILER = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-mcpu=cortex-m4", "-mthumb", "-O2")
 
 PROGRAM = """
 #include "net.c"
@@ -55,17 +55,19 @@ SECTIONS {
 """
 
 
-def run_on_cortex_m4(source: str, pixels: Tensor) -> tuple[list[int], float]:
-    """Classes of images [N, C, height, width] uint8, and the mean number of instructions per image, up to 6.7e8."""
+def run_on_cortex_m4(source: str, pixels: Tensor) -> tuple[list[int], dict[str, int]]:
+    """Classes of images [N, C, height, width] uint8; instructions per image (mean, up to 6.7e8), bytes of net.c."""
     rows = (", ".join(map(str, raw_bytes(image[None]))) for image in pixels)
     files = {"net.c": source, "memory.ld": MEMORY}
     files["main.c"] = PROGRAM.replace("IMAGES", ",\n".join(f"{{{row}}}" for row in rows))
     with TemporaryDirectory() as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="ascii")
-        command = [TOOLS[0], *COMPILER, "-nostartfiles", "-T", "memory.ld", "main.c", "-o", "main.elf"]
-        subprocess.run(command, cwd=folder, check=True)
-        emulator = [TOOLS[1], *MACHINE, "-serial", "none", "-kernel", "main.elf"]
-        done = subprocess.run(emulator, cwd=folder, capture_output=True, text=True, timeout=300, check=True)
-    numbers = [int(word) for word in (done.stdout + done.stderr).split()]
-    return numbers[::2], INSTRUCTIONS_PER_TICK * sum(numbers[1::2]) / len(pixels)
+        subprocess.run([TOOLS[0], *COMPILER, "-c", "net.c"], cwd=folder, check=True)
+        sizes = subprocess.check_output([TOOLS[2], "net.o"], cwd=folder, text=True).split()  # a row of titles first
+        linked = ["-ffreestanding", "-nostartfiles", "-T", "memory.ld", "main.c", "-o", "main.elf"]
+        subprocess.run([TOOLS[0], *COMPILER, *linked], cwd=folder, check=True)
+        printed = subprocess.check_output([TOOLS[1], *MACHINE], cwd=folder, stderr=subprocess.STDOUT, timeout=300)
+    numbers, (flash, data, zeros) = [*map(int, printed.split())], map(int, sizes[6:9])
+    instructions = round(INSTRUCTIONS_PER_TICK * sum(numbers[1::2]) / len(pixels))
+    return numbers[::2], {"instructions": instructions, "flash": flash + data, "ram": data + zeros}

@@ -5,7 +5,7 @@
 The C program has one thread and classifies an image at a time; the others take batches, with OMP_NUM_THREADS threads.
 For every value of --activities, the initial potentials of all hidden layers are shifted until this share of a layer's
 neurons fires: with the same images and weights, only the number of spikes differs, and accuracy is lost. If QEMU and
-its compiler are installed, the instructions per image are counted on a Cortex-M4.
+its compiler are installed, the instructions per image and bytes of memory are counted for a Cortex-M4.
 """
 
 import copy
@@ -83,18 +83,17 @@ def main() -> None:
             }
             for (number, name), times in ms.items()
         ]
-    bench.print_table(list(rows[0]), [list(row.values()) for row in rows], left=("provider",), width=130)
+    bench.print_table(list(rows[0]), [list(row.values()) for row in rows], left=("provider",), width=160)
     compiler, *emulator = (
         subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
         for tool in ("cc", *filter(shutil.which, TOOLS))
     )
-    about = bench.environment(torch.device("cpu"))
+    about = bench.environment(torch.device("cpu")) | {"images": len(data)}
     about |= {"cc": compiler, "cortex-m4": ", ".join(emulator) or None, "onnxruntime": onnxruntime.__version__}
-    about |= {"images": len(data), "time_steps": options.time_steps, "weight_bits": options.weight_bits}
-    about |= {"batch_size": options.batch_size, "activity": "share of hidden neurons that fire"}
-    about |= {"spikes": "in all but the first rows, shifted initial potentials set the activity and cost accuracy"}
-    about |= {"instructions": "an image, on a Cortex-M4 in QEMU, arm-none-eabi-gcc -O2, first 10 images"}
-    bench.write(options.output, "c_export-cpu", rows, about)
+    about |= {"time_steps": options.time_steps, "weight_bits": options.weight_bits, "batch_size": options.batch_size}
+    about["activity"] = "share of hidden neurons that fire; but for the first rows by shifts, which cost accuracy"
+    about["instructions, flash, ram"] = "an image on a Cortex-M4 in QEMU, gcc -O2, first 10 images; bytes of net.c"
+    bench.write(options.output, f"c_export-cpu-{loaded.files.name}", rows, about)
 
 
 @torch.no_grad()
@@ -125,14 +124,13 @@ def contenders(
     grid: dict[str, Any] = {"steps": options.time_steps, "weight_bits": options.weight_bits}
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    model = to_onnx(network).SerializeToString()
-    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    model, providers = to_onnx(network).SerializeToString(), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(model, settings, providers=providers)
     source, simulated = to_c(network, **grid), simulate(network, batches, **grid)
     program = compile_c(source, folder)
 
     def run_c() -> Tensor:
-        printed = subprocess.run([program], input=raw, capture_output=True, check=True).stdout
-        return torch.tensor([int(word) for word in printed.split()])
+        return torch.tensor([int(word) for word in subprocess.check_output([program], input=raw).split()])
 
     def run_onnx() -> Tensor:
         logits = [session.run(["logits"], {"images": part.numpy()})[0] for part in batches]
@@ -143,10 +141,10 @@ def contenders(
     operations = sum(layer.synaptic_operations for layer in simulated.counts.layers) / len(pixels)
     about: bench.Row = {"activity": round(simulated.counts.sparsity, 3), "operations": round(operations)}
     if all(map(shutil.which, TOOLS)):
-        classes, instructions = run_on_cortex_m4(source, pixels[:10])
+        classes, counted = run_on_cortex_m4(source, pixels[:10])
+        about |= counted
         if classes != simulated.predictions[:10].tolist():
             raise bench.DisagreementError("the Cortex-M4 and the simulator must give the same classes")
-        about["instructions"] = round(instructions)
     return about, {
         "C, cc -O3": run_c,
         "simulator": lambda: simulate(network, batches, **grid).predictions,
