@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels.neuron import Neuron, PlacedNeuron
 from ttfs_kernels.triton import common
 from ttfs_kernels.triton.common import Launcher, at_inputs, at_row, clamp_to_window, derivatives, fire, load_channels
+from ttfs_kernels.triton.problem import LARGEST_UNIT
 
 ELEMENTS = 1024  # elements in a block of the kernels here
 TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
@@ -128,9 +129,7 @@ def differentiate(
             potential), with batch norm dγ, and with a skip the gradient of its weight. Then the skip has a gradient.
     """
     rows, channels = math.prod(map(int, grad.shape[:-1])), int(grad.shape[-1])  # a compiler's may be symbols
-    alone = neurons.statistics is None and neurons.skip is None  # fewer values a neuron
-    elements = 2 * ELEMENTS if alone else ELEMENTS
-    launcher = _launcher(rows, channels, elements, sums > 0, neuron.has_surrogate)
+    launcher = _launcher(rows, channels, ELEMENTS, sums > 0, neuron.has_surrogate)
     parts = grad.new_empty((launcher.grid[0], sums, channels), dtype=torch.float32) if sums else None
     grad_skip = torch.empty_like(neurons.skip) if sums and neurons.skip is not None else None
     pair = grad.new_empty((gradients, *grad.shape)) if gradients else None
@@ -146,7 +145,7 @@ def _launcher(rows: int, channels: int, elements: int, few: bool, surrogate: boo
     block_m = elements // block_n
     share = max(1, math.ceil(rows / (block_m * ROW_PROGRAMS))) * block_m if few else block_m
     grid = math.ceil(rows / share), math.ceil(channels / block_n)
-    sizes = {"M": rows, "N": channels, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    sizes = {"M": rows, "N": channels, "UNIT": math.gcd(channels, LARGEST_UNIT), "BLOCK_M": block_m, "BLOCK_N": block_n}
     if surrogate is None:
         return Launcher(fire_rows, grid, sizes)
     return Launcher(differentiate_rows, grid, sizes | {"rows_per_program": share, "SURROGATE": surrogate})
@@ -199,8 +198,9 @@ def load_potentials(neurons, row, at, kept, n, N, properties):
 
 
 @triton.jit(do_not_specialize=["M"])
-def fire_rows(neurons, y_ptr, properties, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def fire_rows(neurons, y_ptr, properties, M, N, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Activations y [M, N] by the firing rule."""
+    N = common.multiple(N, UNIT)
     row = tl.program_id(0) * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -227,6 +227,7 @@ def differentiate_rows(
     N,
     rows_per_program,
     SURROGATE: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -236,6 +237,7 @@ def differentiate_rows(
     slope_h = σ·g·(dW' − shared), with shared = (dβ + (V − mean)·dγ/√(s² + ε)) / count; otherwise h = dA' and
     slope_h = σ·dW'. Sums, parts [programs along M, 1 to 3, N] float32: see `differentiate`.
     """
+    N = common.multiple(N, UNIT)
     program = tl.program_id(0)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, M)
