@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from tests.bench.modules import modules, run_python
+from ttfs_kernels import Neuron
+from ttfs_kernels.triton import common, neurons
 from ttfs_kernels.triton.blocks import Config, blocks_of
 from ttfs_kernels.triton.problem import Problem
 
-bench, kernels_compile = modules("_bench", "_kernels_compile")
+bench, kernels_compile, machine_code = modules("_bench", "_kernels_compile", "_machine_code")
 
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 512, "out_channels": 4096}
 TARGETS = kernels_compile.TARGETS
@@ -37,20 +39,28 @@ def test_default_blocks_compile_to_clean_loops(tmp_path, target, quick):
 
 
 def main() -> None:
-    """Print the verdicts on four kernels, as JSON: racing, with too few registers, not to be built, and good."""
+    """Print as JSON the verdicts on four kernels (racing, with too few registers, not to be built, good); and loads."""
     problem = Problem(64, 1, 1, 512, 4096, dtype=torch.bfloat16)
     inputs_first = blocks_of("forward", problem, TARGETS["sm_80"], "ieee")  # as for an older chip
     configs = inputs_first, Config(128, 128, 64, 4, 3), Config(16, 16, 24, 4, 1), Config(64, 64, 32, 4, 2)
     for target, config in zip(("sm_90", "sm_90", "sm_90", "gfx942"), configs, strict=True):
         kernel = kernels_compile.Kernel(target, "bf16", "forward", problem, config, False, 0)
         print(json.dumps(kernels_compile.row(kernel, kernels_compile.build(kernel))["verdict"]))
+    loads = []
+    for channels in (24, 32):
+        A = torch.empty(4096, channels, dtype=torch.bfloat16, device="meta")
+        with common.planned() as launches:
+            neurons.fire_neurons(neurons.Neurons(A, A, None, None, None, None), Neuron(), A.dtype)
+        loads.append(machine_code.inspect(launches[0], TARGETS["sm_90"]).loop["LDG"])
+    print(json.dumps(loads))
 
 
 def test_what_must_not_be_built_is_refused():
     lines = run_python("-c", f"from {__name__} import main; main()").splitlines()
-    racing, starved, broken, good = map(json.loads, lines)
+    racing, starved, broken, good, loads = map(json.loads, lines)
     assert racing == "refused: mixes register and shared operands"
     assert starved.startswith("refused: serialised (C75")
     assert "spills in the loop" in starved
     assert broken.startswith("refused: cannot be built, CompilationError")
     assert good == "ok"
+    assert 0 < loads[0] <= loads[1]  # 24 channels are read as vectors, although Triton detects multiples of 16 alone
