@@ -143,7 +143,7 @@ def launch(launcher: Launcher, *arguments: Any) -> None:
     modes = knobs.compilation.instrumentation_mode, knobs.runtime.debug  # a profiler may change them
     kinds = tensor.get_device(), *modes, *_kinds(arguments)
     # Triton launches on the current device, which need not be the tensor's.
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+    with torch.cuda.device(tensor.get_device()) if tensor.is_cuda else nullcontext():  # a number needs no lookup
         if (compiled := launcher.compiled.get(kinds)) is not None:
             compiled[launcher.grid](*arguments, *launcher.sizes)
         else:  # the interpreter compiles nothing; a kernel may have been compiled in another thread
