@@ -142,8 +142,8 @@ def launch(launcher: Launcher, *arguments: Any) -> None:
         return
     modes = knobs.compilation.instrumentation_mode, knobs.runtime.debug  # a profiler may change them
     kinds = tensor.get_device(), *modes, *_kinds(arguments)
-    # Triton launches on the current device, which need not be the tensor's.
-    with torch.cuda.device(tensor.get_device()) if tensor.is_cuda else nullcontext():  # a number needs no lookup
+    # Triton launches on the current device, which need not be the tensor's. A number needs no lookup in PyTorch.
+    with torch.cuda.device(tensor.get_device()) if tensor.is_cuda else nullcontext():
         if (compiled := launcher.compiled.get(kinds)) is not None:
             compiled[launcher.grid](*arguments, *launcher.sizes)
         else:  # the interpreter compiles nothing; a kernel may have been compiled in another thread

@@ -39,13 +39,27 @@ def test_default_blocks_compile_to_clean_loops(tmp_path, target, quick):
 
 
 def main() -> None:
-    """Print as JSON the verdicts on four kernels (racing, with too few registers, not to be built, good); and loads."""
+    """Print the verdicts on four kernels, as JSON: racing, with too few registers, not to be built, and good."""
     problem = Problem(64, 1, 1, 512, 4096, dtype=torch.bfloat16)
     inputs_first = blocks_of("forward", problem, TARGETS["sm_80"], "ieee")  # as for an older chip
     configs = inputs_first, Config(128, 128, 64, 4, 3), Config(16, 16, 24, 4, 1), Config(64, 64, 32, 4, 2)
     for target, config in zip(("sm_90", "sm_90", "sm_90", "gfx942"), configs, strict=True):
         kernel = kernels_compile.Kernel(target, "bf16", "forward", problem, config, False, 0)
         print(json.dumps(kernels_compile.row(kernel, kernels_compile.build(kernel))["verdict"]))
+
+
+def test_what_must_not_be_built_is_refused():
+    lines = run_python("-c", f"from {__name__} import main; main()").splitlines()
+    racing, starved, broken, good = map(json.loads, lines)
+    assert racing == "refused: mixes register and shared operands"
+    assert starved.startswith("refused: serialised (C75")
+    assert "spills in the loop" in starved
+    assert broken.startswith("refused: cannot be built, CompilationError")
+    assert good == "ok"
+
+
+def count_loads() -> None:
+    """Print how many loads the firing of 24 and of 32 channels has, as JSON."""
     loads = []
     for channels in (24, 32):
         A = torch.empty(4096, channels, dtype=torch.bfloat16, device="meta")
@@ -55,12 +69,6 @@ def main() -> None:
     print(json.dumps(loads))
 
 
-def test_what_must_not_be_built_is_refused():
-    lines = run_python("-c", f"from {__name__} import main; main()").splitlines()
-    racing, starved, broken, good, loads = map(json.loads, lines)
-    assert racing == "refused: mixes register and shared operands"
-    assert starved.startswith("refused: serialised (C75")
-    assert "spills in the loop" in starved
-    assert broken.startswith("refused: cannot be built, CompilationError")
-    assert good == "ok"
-    assert 0 < loads[0] <= loads[1]  # 24 channels are read as vectors, although Triton detects multiples of 16 alone
+def test_24_channels_are_read_as_vectors_although_triton_detects_multiples_of_16_alone():
+    loads = json.loads(run_python("-c", f"from {__name__} import count_loads; count_loads()"))
+    assert 0 < loads[0] <= loads[1]
