@@ -195,17 +195,17 @@ def main_table(rows: Sequence[dict[str, str]]) -> str:
 
 def cells_of(runs: Sequence[dict[str, str]]) -> list[str]:
     """Cells of the README's row for runs that differ only in the seed."""
-    data, model, width = runs[0]["dataset"], runs[0]["model"], float(runs[0]["width"])
-    sigma = float(runs[0]["sigma"])
+    data, model, sigma = runs[0]["dataset"], runs[0]["model"], float(runs[0]["sigma"])
+    width, channels = float(runs[0]["width"]), yaml.safe_load(runs[0]["settings"]).get("channels")
     theirs = {model: figures for (other, model), figures in PUBLISHED.items() if other == data and sigma == 1}
     paper, beside = theirs.get(model), ""
     if theirs and paper is None:
         best = max(theirs, key=lambda model: theirs[model].accuracy)
         paper, beside = theirs[best], f" ({NAMES[best]})"
-    network = NAMES.get(model, model) + (f" × {width:g}" if width != 1 else "")
+    size = f" × {width:g}" if width != 1 else f" ({', '.join(map(str, channels))} channels)" if channels else ""
     return [
         DATA[data][0],
-        f"{network}, σ = {sigma:g}",
+        f"{NAMES.get(model, model)}{size}, σ = {sigma:g}",
         f"{average([100 * float(run['test_accuracy']) for run in runs], 2)} %",
         average([float(run["activity"]) for run in runs], 3),
         runs[0]["epochs"],

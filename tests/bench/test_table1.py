@@ -67,12 +67,12 @@ def test_seeds_share_a_row_of_the_main_table(options, tmp_path):
         "mnist-s1-1": {"accuracy": 0.77, "seed": 1},
         "mnist-s1-margin": {},
         "cifarnet-s1-wide-gain": small | {"width": 2},
-        "cifarnet-s0-wide": small | {"psp_persistence": 0},
+        "cifarnet-s0-wide": small | {"psp_persistence": 0, "channels": [8, 16]},
     }.items():
         table1.collect(make_run(tmp_path / "runs" / name, **changes), options)
     assert table1.main_table(table1.collected_rows(options)).splitlines()[2:] == [
         "| MNIST | CNN1, σ = 1 | 76.00 ± 1.41 % | 0.250 ± 0.000 | 3 | 99.4 % | 0.3913 | 150 |",
-        "| CIFAR-10 | cifarnet, σ = 0 | 50.00 % | 0.250 | 3 | – | – | – |",
+        "| CIFAR-10 | cifarnet (8, 16 channels), σ = 0 | 50.00 % | 0.250 | 3 | – | – | – |",
         "| CIFAR-10 | cifarnet × 2, σ = 1 | 50.00 % | 0.250 | 3 | 93.05 % (VGG16) | 0.2561 | 300 |",
     ]
 
