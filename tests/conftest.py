@@ -53,9 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     virtual, slow = config.getoption("--device") == "virtual", "slow" in str(config.getoption("-m"))
-    left_out = [
-        item for item in items if (virtual and not _on_cuda(item)) or (item.get_closest_marker("slow") and not slow)
-    ]
+    on_cuda = {item for item in items if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda"}
+    too_slow = {item for item in items if item.get_closest_marker("slow") and not slow}
+    left_out = [item for item in items if (virtual and item not in on_cuda) or item in too_slow]
     config.hook.pytest_deselected(items=left_out)
     kept = [item for item in items if item not in set(left_out)]
     items[:] = sorted(kept, key=lambda item: LONG.isdisjoint({item.path.name, item.path.parent.name}))
@@ -64,10 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-
-
-def _on_cuda(item: pytest.Item) -> bool:
-    return hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,7 +89,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _exact_float32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute float32 products in full precision on GPUs, ours and the library's; the library adds in a fixed order."""
-    from ttfs_triton.evaluate.score import float32_products
+    from ttfs_triton.nn.trace import float32_products
 
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     # Elsewhere, only the interpreter's blocks depend on the precision: those of TF32 gave the recorded values.

@@ -58,15 +58,21 @@ _chips: dict[torch.device, Chip] = {}  # a plain dictionary: torch.compile trace
 
 def chip_of(device: torch.device) -> Chip:
     """The chip of a device; anything but a GPU is the interpreter, planned for as a small sm_90."""
+    if torch.compiler.is_compiling():  # a dictionary that fills while it is traced breaks its guard
+        return _chip(device)
+    if device not in _chips:
+        _chips[device] = _chip(device)
+    return _chips[device]
+
+
+def _chip(device: torch.device) -> Chip:
     if device.type != "cuda":
         return Chip("cuda", 90, 4)
-    if device not in _chips:
-        properties = torch.cuda.get_device_properties(device)
-        kind = ("cuda", 10 * properties.major + properties.minor)
-        if torch.version.hip is not None:
-            kind = ("hip", properties.gcnArchName.split(":")[0])
-        _chips[device] = Chip(*kind, properties.multi_processor_count)
-    return _chips[device]
+    properties = torch.cuda.get_device_properties(device)
+    kind = ("cuda", 10 * properties.major + properties.minor)
+    if torch.version.hip is not None:
+        kind = ("hip", properties.gcnArchName.split(":")[0])
+    return Chip(*kind, properties.multi_processor_count)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
