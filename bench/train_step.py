@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels import fuse_passes
-from ttfs_triton.evaluate.score import float32_products
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
+from ttfs_triton.nn.trace import float32_products
 from ttfs_triton.train.device import freed_memory_kept
 
 ANN = "ANN"

@@ -17,6 +17,7 @@ from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.model.files import not_finite
 from ttfs_triton.nn import AnalogEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage, network_graph
+from ttfs_triton.nn.trace import float32_products
 from ttfs_triton.table import Table
 
 ROUNDING = 1e-4
@@ -84,6 +85,7 @@ class ANNReport:
         return Table("Losses of the conversion", headers, rows, caption=caption)
 
 
+@float32_products()
 def convert_ann(
     model: nn.Module,
     images: Tensor,

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.evaluate.score import float32_products
 from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.prepare import plain_synapses
 from ttfs_triton.nn.readout import Readout
@@ -47,7 +46,7 @@ def output_spikes(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     parts: list[tuple[Tensor, ...]] = []
     arriving: list[Tensor] = []
     hook = readout.register_forward_pre_hook(lambda _, inputs: arriving.append(inputs[0]))
-    with hook, evaluating(network), float32_products():
+    with hook, evaluating(network):
         for images, labels in batches:
             network(images.to(device))
             hidden = arriving.pop()

@@ -32,7 +32,6 @@ from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate
 from ttfs_triton.evaluate.deadline import DeadlineRow, deadline_curve, output_spikes
 from ttfs_triton.evaluate.load import LoadedNetwork
 from ttfs_triton.evaluate.machine import facts
-from ttfs_triton.evaluate.score import float32_products
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import Readout, Stage, network_graph
 from ttfs_triton.nn.trace import evaluating
@@ -167,8 +166,7 @@ def measure(
     if options.simulation:
         setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
         simulations = simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting)
-    state_bits = None if grid is None else grid.state_bits
-    priced = RunOptions(steps, gating=options.gating, step_us=options.step_us, state_bits=state_bits)
+    priced = RunOptions(steps, gating=options.gating, step_us=options.step_us)
     run, *more = [simulated_run(simulation, priced) for simulation in simulations] or [Run(counts, priced)]
     fair = fair_chip(run.counts, chips, run.options)
     beside = more if simulations or grid is not None else None  # None: priced by the counts, a bound
@@ -193,7 +191,7 @@ def _sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> Sample:
     """Test image number `number`, with its spikes and its predicted class."""
     network, names = loaded.network.eval(), tuple(loaded.network.class_names)
     image = to_float(data.images_at(torch.tensor([number])))[0]
-    with float32_products():
+    with evaluating(network):
         prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
         spikes = spikes_of(network, image)
     return Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)

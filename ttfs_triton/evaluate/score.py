@@ -1,10 +1,10 @@
 """Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ def evaluate(
     reset_statistics(network)
     scores = torch.zeros(7, dtype=torch.float64, device=accelerator.device)  # of `_score`, and 1 if this process stops
     loader = load_batches(batches, accelerator.device, num_workers=num_workers)
-    with torch.no_grad(), evaluating(network), record_statistics(network), closing(loader), float32_products():
+    with torch.no_grad(), evaluating(network), record_statistics(network), closing(loader):
         for images, labels in loader:
             if stop():
                 scores[-1] = 1
@@ -100,20 +100,6 @@ def evaluate(
     layers.sort(key=lambda layer: order.get(layer.name, 0))
     accuracy, first_spike_accuracy = correct / images, first_spike_correct / images
     return Evaluation(int(images), accuracy, loss / images, first_spike_accuracy, int(ties), int(no_spike), layers)
-
-
-@contextmanager
-def float32_products() -> Iterator[None]:
-    """Context in which GPUs multiply float32 without rounding to TF32, PyTorch's default for convolutions."""
-    switches: Any = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
 
 
 def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class SpikeCounter:
     recording: bool = False
     counts: Tensor | None = None
 
+    @torch.inference_mode(False)  # the counts outlive the mode
     def prepare(self, device: torch.device) -> None:
         """Allocate the counts, or move them to `device`."""
         if self.counts is None:

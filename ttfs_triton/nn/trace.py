@@ -59,12 +59,27 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def float32_products() -> Iterator[None]:
+    """Context in which GPUs multiply float32 without rounding to TF32, PyTorch's default for convolutions."""
+    switches: Any = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the `with` block; afterwards all modules get back their modes, also after an error."""
+    """Evaluation mode and `float32_products` in the `with` block. After it, all modules get back their modes."""
     modes = [(part, part.training) for part in module.modules()]  # not one mode for all: a batch norm may be frozen
     module.eval()
     try:
-        yield
+        with float32_products():
+            yield
     finally:
         for part, training in modes:
             part.training = training
