@@ -57,6 +57,8 @@ def tiny(unit: float) -> ClockedLayer:
         # encoders and spike times
         (lambda: AnalogEncoder(3, 4, 3, mean=[0.5]), r"mean must have one entry per input channel \(3\); got \[0.5\]"),
         (lambda: SignedEncoder(1, 4, 3, std=[0.0]), r"std must .* \(1\), all positive; got \[0.0\]"),
+        (lambda: AnalogEncoder(1, 4, 3)(torch.ones(1, 1, 4, 4).byte()), "AnalogEncoder: images .*got torch.uint8. Div"),
+        (lambda: AnalogEncoder(1, 4, 3, mean=[0.5])(-torch.ones(1, 1, 4, 4)), "got -1 to -1. Scale them, without Norm"),
         (lambda: activation_to_spike_time(torch.tensor([0.5, 1.25]), 1), r"in \[0, 1\]; got values from 0.5 to 1.25"),
         # grids, faults, and numbers that integers cannot hold
         (lambda: Grid.from_dict({"time_steps": 0}), "time_steps\n.*input_value=0"),

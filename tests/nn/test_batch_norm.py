@@ -76,7 +76,7 @@ def test_running_statistics_are_a_mean_and_later_a_moving_one():
 
 def test_whitened_patches_are_uncorrelated():
     images = torch.rand(200, 3, 12, 12).cumsum(2) / 6  # neighbours alike
-    encoder = AnalogEncoder(3, 24, 2, mean=[0.5] * 3, std=[0.3] * 3, weight_standardisation=False, initial_gain=0.25)
+    encoder = AnalogEncoder(3, 24, 2, mean=[1.0] * 3, std=[0.3] * 3, weight_standardisation=False, initial_gain=0.25)
     whiten(encoder, images)
     outputs = F.conv2d(encoder.normalise(images), encoder.weight)
     outputs = outputs.movedim(1, -1).flatten(0, 2)

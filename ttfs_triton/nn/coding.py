@@ -77,17 +77,7 @@ class LatencyEncoder(nn.Module):
 
     def unrounded(self, x: Tensor) -> Tensor:
         """Activations of images before rounding to a grid, and without faults."""
-        if not x.is_floating_point():
-            raise TypeError(
-                f"LatencyEncoder: images must be floating point in [0, 1]; got {x.dtype}. Divide 8-bit pixels by 255."
-            )
-        if self._can_check(x):
-            low, high = (value.item() for value in x.detach().aminmax())
-            if not (-ROUNDING <= low and high <= 1 + ROUNDING):
-                raise ValueError(
-                    f"LatencyEncoder: images must be in [0, 1]; got {low:g} to {high:g}. Scale them, without Normalize."
-                )
-            self._checked = True
+        refuse_unscaled(self, x)
         return x.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,13 +88,21 @@ class LatencyEncoder(nn.Module):
             return spikes_in_training(activations, self.faults, self.grid, neurons=False)
         return activations
 
-    def _can_check(self, x: Tensor) -> bool:
-        """Whether to check this batch: on a GPU only the first, and not where reading values would stall the GPU."""
-        if x.is_meta or x.numel() == 0 or torch.compiler.is_compiling():
-            return False
-        if x.device.type == "cpu":
-            return True
-        return not (self._checked or self.training or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
+
+def refuse_unscaled(encoder: "LatencyEncoder | AnalogEncoder", x: Tensor, *, bounded: bool = True) -> None:
+    """Refuse integers and, if `bounded`, pixels outside of [0, 1]; on a GPU, which must not wait, in one batch only."""
+    name = type(encoder).__name__
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: images must be floating point in [0, 1]; got {x.dtype}. Divide 8-bit pixels by 255.")
+    if not bounded or x.is_meta or x.numel() == 0 or torch.compiler.is_compiling():
+        return
+    passed = encoder._checked or encoder.training or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if x.device.type == "cpu" or not passed:
+        low, high = (value.item() for value in x.detach().aminmax())
+        if not (-ROUNDING <= low and high <= 1 + ROUNDING):
+            got = f"{low:g} to {high:g}"
+            raise ValueError(f"{name}: images must be in [0, 1]; got {got}. Scale them, without Normalize.")
+        encoder._checked = True
 
 
 class AnalogEncoder(DFTConv2d):
@@ -117,17 +115,20 @@ class AnalogEncoder(DFTConv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
         mean, std: mean and standard deviation per input channel, in units of the input; None: 0 and 1. They belong to
-            the configuration, not to the state dict.
+            the configuration, not to the state dict. If all means are in (0, 1), images must be in [0, 1].
         neuron: neuron model. Default: None, potentials without slope; in a `SignedEncoder`, Neuron().
         backend: as in `DFTConv2d`; used only with a `neuron`.
         batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
     Attributes:
         mean, std: buffers [in_channels, 1, 1].
     Raises:
-        ValueError: as `DFTConv2d`; mean or std do not have one entry per input channel, or std is not positive.
+        ValueError: as `DFTConv2d`; mean or std do not have one entry per input channel, or std is not positive;
+            images are outside of [0, 1].
+        TypeError: images are integers.
     """
 
     kind = "analog"
+    _checked = False
     _default_neuron: ClassVar[Neuron | None] = None
     if TYPE_CHECKING:  # see `WeightedLayer`
         mean: Tensor
@@ -188,6 +189,7 @@ class AnalogEncoder(DFTConv2d):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Inputs of the synapses: images [N, in_channels, height, width] in standard deviations from the mean."""
+        refuse_unscaled(self, images, bounded=all(0 < mean < 1 for mean in self._given["mean"]))
         return (images - self.mean) / self.std
 
     def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
