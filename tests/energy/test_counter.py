@@ -161,6 +161,8 @@ def test_a_process_without_images_adds_nothing():
     pairs = lambda kept: zip(kept, *sent, strict=True)  # noqa: E731
     both = Mock(num_processes=2, reduce=lambda kept, how: [[*map(torch.add, *two)] for two in pairs(kept)])
     assert counter.counts(both) == expected
+    with counting(network.train()), pytest.raises(ValueError, match="must be in evaluation mode; got training mode"):
+        network(images)
     for batches, message in (([images[:0]], "must run inside the block"), ([], "batches must not be empty")):
         with pytest.raises(ValueError, match=message):
             count(network, batches)

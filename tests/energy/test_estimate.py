@@ -62,7 +62,9 @@ def test_work_of_neurons_and_latency_equal_a_simulation(model, windows, persists
     found = simulate(model, [torch.rand(3, *network_graph(model).image_shape)], steps=8, gating=False)
     options = RunOptions(steps=8, gating=False, step_us=1.0)
     report = estimate(found.counts, "lemaire45:int8", options)
-    exact = estimate(found.counts, "lemaire45:int8", options, activity=found.activity)
+    exact = estimate(found.counts, "lemaire45:int8", simulated := dataclasses.replace(options, activity=found.activity))
+    with pytest.raises(ValueError, match=r"steps and gating must be those of the simulation .* got {'steps': 16}"):
+        estimate(found.counts, "lemaire45:int8", simulated, steps=16)
     assert counted(report) == pytest.approx(counted(exact))
     assert (report.latency_us, "slope persistence" in counted(report)) == (windows * 8, persists)
 

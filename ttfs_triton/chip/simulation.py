@@ -101,9 +101,8 @@ class Simulation:
 def simulated_run(simulation: Simulation, options: RunOptions | None = None) -> Run:
     """Counts and options of a simulation, for an energy estimate: estimate(run.counts, chip, run.options).
 
-    `options` say how the network runs on the chip; the simulation sets steps, gating, activity and, unless given, the
-    bits of registers.
+    `options` say how the network runs on the chip; the simulation sets steps, gating and activity.
     """
     set_by, options = simulation.settings, options or RunOptions(steps=simulation.settings.steps)
-    same = {"steps": set_by.steps, "gating": set_by.gating, "state_bits": options.state_bits or set_by.state_bits}
-    return Run(simulation.counts, replace(options, activity=simulation.activity, **same))
+    same = {"steps": set_by.steps, "gating": set_by.gating, "activity": simulation.activity}
+    return Run(simulation.counts, replace(options, **same))

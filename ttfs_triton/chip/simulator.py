@@ -223,9 +223,9 @@ class Simulator:
             shares = [float((classes == labels).double().mean()) for classes in (score, first)]
         windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
-        layers = [counter.counts(self._samples) for counter in counters]
+        layers, settings = [counter.counts(self._samples) for counter in counters], self._settings
         return Simulation(
-            settings=self._settings,
+            settings=settings,
             samples=self._samples,
             predictions=score,
             first_spike_predictions=first,
@@ -234,8 +234,8 @@ class Simulator:
             ties=int(tie.sum()),
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
-            potential_latency_steps=windows * self._settings.steps,
-            counts=network_counts(self._graph, layers, int(self._input), self._settings.weight_bits),
+            potential_latency_steps=windows * settings.steps,
+            counts=network_counts(self._graph, layers, int(self._input), settings.weight_bits, settings.state_bits),
             activity=tuple(LayerActivity(name, *counter.work.tolist()) for name, (_, counter) in self.layers.items()),
             spike_steps={name: torch.cat(parts).cpu() for name, parts in self._kept.items()} if self._keep else None,
         )

@@ -26,7 +26,7 @@ from ttfs_triton.nn.layers import DFTConv2d, WeightedLinear
 from ttfs_triton.nn.on_chip import earliest_input
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
-from ttfs_triton.nn.trace import evaluating
+from ttfs_triton.nn.trace import TURNS, evaluating
 from ttfs_triton.nn.weighted import WeightedLayer
 
 
@@ -60,7 +60,7 @@ def count(
     """
     graph, remaining = graph_of_batches("count", model, batches)
     device = next(model.parameters()).device
-    with evaluating(model), Counter(graph, histogram_bins) as counter:
+    with TURNS, evaluating(model), Counter(graph, histogram_bins) as counter:
         for batch in remaining:
             model(images_and_labels(batch)[0].to(device, non_blocking=True))
     return counter.counts()
@@ -128,8 +128,9 @@ class Counter:
         layers = [counter.read(*tensors) for counter, tensors in zip(self._layers, kept, strict=True)]
         if not all(layer.samples for layer, _ in layers):
             raise ValueError("counting: the network must run inside the block; got no images. Run it on some there.")
-        bits = None if self._graph.grid is None else self._graph.grid.weight_bits
-        return network_counts(self._graph, layers, int(kept[0][-1]), bits)
+        grid = self._graph.grid
+        bits = () if grid is None else (grid.weight_bits, grid.state_bits)
+        return network_counts(self._graph, layers, int(kept[0][-1]), *bits)
 
 
 def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> tuple[Tensor, int]:
@@ -290,6 +291,9 @@ class LayerCounter(SpikeCounter):
 
     def add_inputs(self, _: nn.Module, arguments: Any, options: Any) -> None:
         """Forward pre-hook of the layer: add a batch of its inputs and delayed spikes."""
+        if self.layer.training:
+            reason = "training drops spikes and normalises by batches. Call its eval() first"
+            raise ValueError(f"counting: the network must be in evaluation mode; got training mode: {reason}.")
         inputs, skip = arguments[0], options.get("skip")
         if skip is not None:
             skip = self.layer.read_skip(skip.detach(), self._stage.shape)
@@ -322,25 +326,19 @@ class LayerCounter(SpikeCounter):
 
 
 def network_counts(
-    graph: NetworkGraph,
-    layers: Sequence[tuple[LayerCounts, Sequence[int]]],
-    encoder: int,
-    weight_bits: int | None,
+    graph: NetworkGraph, layers: Sequence[tuple[LayerCounts, Sequence[int]]], encoder: int, *bits: int | None
 ) -> Counts:
-    """Counts of a network from those of its layers and their wires; `encoder`: spikes of a latency encoder."""
+    """Counts of a network from those of its layers and their wires; `encoder`: spikes of a latency encoder; `bits`: of
+    weights, of states.
+    """
     delivered: dict[str | None, int] = {}  # after pooling
     for stage, (_, arrived) in zip(graph.weighted, layers, strict=True):
         for wire, spikes in zip(stage.wires, arrived, strict=True):
             delivered[wire.source] = delivered.get(wire.source, 0) + spikes
     pixels = math.prod(graph.encoder.shape) if graph.encoder.kind == "latency" else 0
-    return Counts(
-        samples=layers[0][0].samples,
-        layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
-        input=InputCounts(pixels, encoder),
-        readout=graph.readout.at,
-        windows=graph.windows,
-        weight_bits=weight_bits,
-    )
+    counted = tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers)
+    inputs = InputCounts(pixels, encoder)
+    return Counts(layers[0][0].samples, counted, inputs, graph.readout.at, graph.windows, *bits)
 
 
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:

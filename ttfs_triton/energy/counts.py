@@ -133,6 +133,7 @@ class Counts:
         readout: when the decision is read; None if the network has no readout.
         windows: windows that pass before the readout's window; None: one per layer that fires, as in a chain.
         weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
+        state_bits: bits of a slope or potential there; None if registers are as wide as needed.
     """
 
     samples: int
@@ -141,6 +142,7 @@ class Counts:
     readout: ReadoutTime | None = None
     windows: int | None = None
     weight_bits: int | None = None
+    state_bits: int | None = None
 
     @property
     def sparsity(self) -> float:

@@ -27,7 +27,7 @@ class RunOptions:
         gating: whether a neuron sleeps before its first input spike and after its spike. Counts without the time of
             first inputs (`LayerCounts.driven_time`) give an upper bound.
         activity: the neurons' work in the simulation that made the counts; None: computed from the counts.
-        state_bits: bits of a slope or potential in memory. Default: those of a weight, at least 16.
+        state_bits: bits of a slope or potential in memory. Default: the counts', or those of a weight, at least 16.
         step_us: duration of a step in microseconds, for static power. Default: the chip's, if it fixes one.
     """
 

@@ -39,7 +39,8 @@ def estimate(
         network: name of the network in tables.
         changes: attributes of `RunOptions` that override `options`: estimate(counts, "loihi", steps=32).
     Raises:
-        ValueError: there are no samples, the chip is unknown, or an option does not exist or is out of range.
+        ValueError: there are no samples, the chip is unknown, an option does not exist or is out of range, or `changes`
+            contradicts a simulation's `activity`.
     Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
     Example:
         >>> from ttfs_triton.energy import count
@@ -51,6 +52,9 @@ def estimate(
         >>> sorted({term.kind for term in energy.terms}), energy.status
         (['compute', 'memory', 'static'], 'assumed')
     """
+    if options is not None and options.activity and "activity" not in changes and {"steps", "gating"} & changes.keys():
+        wrong = f"estimate: steps and gating must be those of the simulation that made the activity; got {changes}"
+        raise ValueError(f"{wrong}. Simulate with them, or give activity=None, which computes the work from counts.")
     options = RunOptions(**changes) if options is None else replace(options, **changes)
     terms = Terms(counts, chip, options)
     windows = terms.windows + (counts.readout not in (None, "potential_start"))  # read after the integration window
@@ -158,13 +162,14 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
 class Terms:
     """Builder of one estimate: collects its terms, for layers whose counts are averaged over samples.
 
-    Weights in memory have the chip's bits, else the network's, else 8. States have the options' bits, else at least 16.
+    Weights in memory have the chip's bits, else the network's, else 8. States have the options' bits, else
+    the network's, else at least 16.
     """
 
     def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
         self.chip, self.options, self.counts, self.layers = load_chip(chip), options, counts, counts.averages()
         self.weight_bits = self.chip.bits or counts.weight_bits or 8
-        self.state_bits = options.state_bits or max(16, self.weight_bits)
+        self.state_bits = options.state_bits or counts.state_bits or max(16, self.weight_bits)
         self.windows = counts.windows or sum(layer.kind == "spiking" for layer in self.layers) + 1
         self._terms: list[Term] = []
         self._largest: dict[str, float] = {}  # bytes of memories larger than any with a price, by layer

@@ -72,13 +72,14 @@ class _Source:
         clocked = [layer for layer in layers.values() if isinstance(layer, ClockedLayer)]
         self._spikes = {stage.name: f"layer{number}_spikes" for number, stage in enumerate(graph.stages)}
         bits, steps = settings.weight_bits or 32, settings.steps
+        largest = max(int(layer.start.abs().max()) + _largest_change(layer) for layer in clocked)
         self._definitions = [
             f"#define NET_CLASSES {graph.classes}",
             f"#define NET_IMAGE_BYTES {math.prod(graph.image_shape)}",
             f"#define NET_NO_SPIKE {steps}",
             f"typedef uint{8 if steps < 2**8 else 16}_t step_t;",
             f"typedef int{next(size for size in (8, 16, 32) if size >= bits)}_t weight_t;",
-            f"typedef int{32 if max(map(_largest_sum, clocked)) < 2**31 else 64}_t sum_t;",
+            f"typedef int{32 if largest < 2**31 else 64}_t sum_t;",
         ]
         neurons = max(math.prod(stage.shape) for stage in graph.stages[1:])
         sloped = any(layer.persistence or layer.may_saturate for layer in clocked)
@@ -217,11 +218,6 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
         )
     start, fall = (start * 2 * steps * finer).round(), (finer / unit).round()
     return (exact * 2 * steps * finer).round(), integers, start, fall, round(layer.persistence * finer)
-
-
-def _largest_sum(layer: ClockedLayer) -> int:
-    """Bound on a layer's slopes and potentials before its firing window, in weight units · steps."""
-    return int(layer.start.abs().max()) + _largest_change(layer)
 
 
 def _largest_change(layer: ClockedLayer) -> int:

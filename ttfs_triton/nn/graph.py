@@ -251,7 +251,8 @@ class _NetworkRecorder(Recorder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
+        forwards = {kind.forward for kind in LAYERS}  # subclasses may have the same
+        named = [(name, module) for name, module in model.named_modules() if type(module).forward in forwards]
         names = short_names([name for name, _ in named])
         self._layers: dict[object, str] = {module: name for (_, module), name in zip(named, names, strict=True)}
         self._stages, self._readouts = dict[str | None, Stage](), list[str | None]()
@@ -321,11 +322,6 @@ class _NetworkRecorder(Recorder):
         if not isinstance(made, Call) or self._wires[made] != (Wire(last.name, (), last.shape),):
             _refuse(f"{layers}, and another output", *_END)
         return NetworkGraph(stages, image_shape)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of `LAYERS`, or a subclass with the same forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
 
 
 def _refuse(what: str, remedy: str, rule: str = "consist of layers of ttfs_triton.nn that hand on spikes") -> NoReturn:

@@ -24,7 +24,7 @@ from ttfs_triton.energy import RunOptions, count, counting
 from ttfs_triton.energy.cost import Cost, energy_cost, operations_cost, sparsity_cost
 from ttfs_triton.energy.counter import fan_out, neurons_reached
 from ttfs_triton.evaluate import Evaluation, sum_over_processes
-from ttfs_triton.nn import AnalogEncoder, NetworkGraph, Stage
+from ttfs_triton.nn import AnalogEncoder, Grid, NetworkGraph, Stage
 from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.config import TrainConfig
@@ -359,7 +359,8 @@ class TargetTraining:
     ) -> None:
         assert config.target is not None
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(accelerator.device)
-        options = RunOptions(config.target_steps or config.time_steps or 32, state_bits=config.state_bits)
+        grid = graph.grid or Grid(32)  # the configuration's, or one that the user's code has put the network on
+        options = RunOptions(config.target_steps or grid.time_steps, state_bits=grid.state_bits)
         self.target = make_target(config.target, network.to(accelerator.device), some, options)
         self.model = CostedNetwork(network, graph, self.target)
         goal, floor = config.target.amount, self.target.floor
