@@ -146,7 +146,8 @@ class EventOptions(Options):
 
 
 ON_NO_GRID = Excludes("time_steps", why="`ttfs sweep --points time_steps=8` folds batch norm, as does `ttfs calibrate`")
-NO_DROPOUT = Excludes(model=("cifarnet", "resnet18", "resnet20"), why="dropout needs dense hidden layers", flag=True)
+NO_DENSE: dict[str, Any] = {"model": ("cifarnet", "resnet18", "resnet20"), "head": ("none",)}
+NO_DROPOUT = Excludes(**NO_DENSE, why="dropout needs dense hidden layers", flag=True)
 
 
 class NetworkOptions(Options):
@@ -432,6 +433,10 @@ class TrainConfig(
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    more_rules: ClassVar = (
+        dict.fromkeys((*NetworkOptions.model_fields, *PROPERTIES), Excludes("network", flag=True))
+        | NetworkOptions.more_rules
+    )
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -132,6 +132,8 @@ def test_flags_without_effect_are_refused(recipe, tmp_path):
     assert not list(broken_rules(TrainConfig(auto_augment=True, crop_fill=3), {"crop_fill"}))
     with pytest.raises(ConfigError, match=r"crop_fill needs crop_padding or auto_augment\. Give that, or leave "):
         parse_config(recipe, "", ["--crop-fill", "3"])
+    with pytest.raises(ConfigError, match="width and network exclude each other"):
+        parse_config(recipe, "", ["--network", "mine.py:build", "--width", "1"])  # the default, but typed
     (mine := tmp_path / "mine.yaml").write_text("crop_fill: 3")
     parse_config(recipe, "", ["--config", str(mine), "--crop-fill", "3"])  # a file may serve several runs
 

@@ -95,13 +95,19 @@ def load_test_images(
             f"load_test_images: {data.name} must have {config.classes} classes, as the network; got "
             f"{len(data.class_names)}. Give the network's data, or train it for these: --weights and --new-readout."
         )
+    check_class_names(loaded, data)
+    return data
+
+
+def check_class_names(loaded: LoadedNetwork, data: ImageData) -> None:
+    """Raise ValueError if the data's classes are the network's in another order; log a warning if they are others."""
+    names = list(loaded.network.class_names)
     if names == data.class_names:
-        return data
+        return
     if sorted(names) == sorted(data.class_names):
-        raise ValueError(f"load_test_images: classes must be in the order {names}; got {data.class_names}.")
+        raise ValueError(f"{data.name}: classes must be in the order {names}; got {data.class_names}.")
     told = [", ".join(some[:3]) + ", …" * (len(some) > 3) for some in (names, data.class_names)]
     logger.warning("the network's classes are %s, but the test images have %s. Is this its data set?", *told)
-    return data
 
 
 def _configured(loaded: LoadedNetwork) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import ImageData, draw_images
 from ttfs_triton.energy import load_chip
 from ttfs_triton.energy.compare import STEPS
-from ttfs_triton.evaluate.load import LoadedNetwork, load_network
+from ttfs_triton.evaluate.load import LoadedNetwork, check_class_names, load_network
 from ttfs_triton.evaluate.machine import facts
 from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
 from ttfs_triton.nn import Grid
@@ -61,6 +61,8 @@ def run(options: FrontierOptions) -> list[Row]:
     networks = make_plan(options)
     accelerator = make_accelerator(networks[0].config)
     data = {network.name: load_data(network.config, accelerator) for network in networks}
+    for network in networks:
+        check_class_names(network.loaded, data[network.name].test)
     lock = FolderLock(options.output_dir)
     try:
         sweep = Sweep(options, accelerator)

@@ -45,7 +45,7 @@ from ttfs_triton.nn import (
     train_for,
     whiten,
 )
-from ttfs_triton.nn.config import Convolution, Dense, Encoder, Token
+from ttfs_triton.nn.config import Convolution, Dense, Encoder
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
 from ttfs_triton.nn.prepare import check_registers, put_on_grid, unfold_batch_norm
@@ -342,12 +342,9 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
 
 def _structure(config: NetworkConfig) -> tuple[object, ...]:
     """Hidden layers at their scaled sizes, and the channels of the input."""
-
-    def at_width(token: Token) -> Token:
-        sized = isinstance(token, Convolution | Dense)
-        return replace(token, size=config.scaled(token.size)) if sized else token
-
-    return (*map(at_width, parse_specification(config.specification)), config.in_channels)
+    tokens, at_width = parse_specification(config.specification), config.scaled
+    scaled = (replace(one, size=at_width(one.size)) if isinstance(one, Convolution | Dense) else one for one in tokens)
+    return (*scaled, config.in_channels)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

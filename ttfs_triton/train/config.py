@@ -73,7 +73,11 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
     )
     del given["config"]
     config = make_config(given, f"{source} with the command line")
-    for message in broken_rules(config, differing_keys(base, config).keys()):
+    flags = {*differing_keys(base, config)}
+    if config.network is not None:  # which may have other values than the defaults
+        words = (word.split("=")[0].replace("-", "_") for word in arguments if word[:2] == "--")
+        flags |= {word.removeprefix("__").removeprefix("no_") for word in words}
+    for message in broken_rules(config, flags):
         raise ConfigError(f"{message}.")
     return config
 
