@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import backends
 
-from ttfs_triton.nn import integers
+from ttfs_triton.nn import integers, on_chip
 from ttfs_triton.nn.integers import FLOAT32_BOUND, FLOAT64_BOUND, SMALLEST_UNIT, exact_products, quantise_weight
 
 
@@ -59,6 +59,7 @@ def test_convolution_at_the_bound_is_exact(limit, inputs, channels, dtype):
     assert limit * channels * 9 * inputs <= {torch.float32: FLOAT32_BOUND, torch.float64: FLOAT64_BOUND}[dtype]
     with exact_products():
         sums = F.conv2d(x.to(dtype), weight.to(dtype), padding=1).long()
+        assert torch.equal(on_chip.by_taps(x.to(dtype), weight.to(dtype), None, (1, 1), (1, 1), (1, 1)).long(), sums)
     columns = F.unfold(x.double(), 3, padding=1).long()
     expected = torch.einsum("kj,njl->nkl", weight.flatten(1), columns).view(sums.shape)
     assert torch.equal(sums, expected)

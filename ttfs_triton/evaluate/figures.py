@@ -89,16 +89,13 @@ def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None
     axes.set_ylabel("accuracy")
     errors = [max(1 - accuracy, 0.5 / samples) for accuracy in accuracies]
     if max(errors) > 10 * min(errors):
-        axes.set_yscale("function", functions=(_by_error, lambda height: 1 - 10.0 ** -np.asarray(height)))
+        by_error: Any = lambda accuracy: -np.log10(np.maximum(1 - np.asarray(accuracy, dtype=float), 1e-9))  # noqa: E731
+        axes.set_yscale("function", functions=(by_error, lambda height: 1 - 10.0 ** -np.asarray(height)))
         axes.set_ylim(1 - 1.1 * max(errors), 1 - min(errors) / 1.1)
         axes.yaxis.set_major_locator(FixedLocator(ACCURACIES))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     grid(axes, "y")
-
-
-def _by_error(accuracy: Any) -> Any:
-    return -np.log10(np.maximum(1 - np.asarray(accuracy, dtype=float), 1e-9))
 
 
 def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], str] = energy) -> None:

@@ -171,9 +171,11 @@ def measure(
     fair = fair_chip(run.counts, chips, run.options)
     beside = more if simulations or grid is not None else None  # None: priced by the counts, a bound
 
+    described, graph = loaded.description.network, loaded.network.graph
+    told = {"encoder": graph.encoder.kind, "readout": graph.readout.at} if isinstance(described, OwnNetwork) else {}
     return EvaluationResult(
         title=name,
-        network=_network_facts(loaded),
+        network=described.to_dict() | told,
         dataset=data.dataset or "a local folder",
         scores=scores,
         counts=counts,
@@ -195,14 +197,6 @@ def _sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> Sample:
         prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
         spikes = spikes_of(network, image)
     return Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
-
-
-def _network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
-    """The network's configuration; for a network built by the user's code also its encoder and readout."""
-    network, graph = loaded.description.network, loaded.network.graph
-    if isinstance(network, OwnNetwork):
-        return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout.at}
-    return network.to_dict()
 
 
 def figures(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import reduce, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ttfs_kernels import Neuron
@@ -195,8 +196,20 @@ def psp_persistence(layer: WeightedLayer) -> float:
 
 
 def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The layer's convolution or product, by PyTorch."""
-    return F.conv2d(x, weight, bias, **layer.geometry) if layer.geometry else F.linear(x, weight, bias)
+    """The layer's convolution or product, by PyTorch; on a GPU without cuDNN, it would convolve image by image."""
+    convolve: Any = by_taps if x.is_cuda else F.conv2d
+    return convolve(x, weight, bias, **layer.geometry) if layer.geometry else F.linear(x, weight, bias)
+
+
+def by_taps(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1) -> Tensor:
+    """`F.conv2d`, of numbers in pairs, as a sum of one matrix product per place in the kernel."""
+    x, kernel = F.pad(x, (padding[1], padding[1], padding[0], padding[0])), weight.shape[2:]
+    for axis in (0, 1):  # views: [N, C, P, Q, rows, columns]
+        x = x.unfold(2 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
+    x = rearrange(x[..., :: dilation[0], :: dilation[1]], "n (g c) p q r s -> r s n g c p q", g=groups)
+    weight = rearrange(weight, "(g k) c r s -> r s g k c", g=groups)
+    total: Any = sum(torch.einsum("ngcpq,gkc->ngkpq", x[at], weight[at]) for at in product(*map(range, kernel)))
+    return total.flatten(1, 2) + (0 if bias is None else bias[:, None, None])
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
