@@ -3,6 +3,7 @@
 Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU.
 """
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -26,8 +27,9 @@ def served(request: pytest.FixtureRequest, device: torch.device) -> Served:
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs, so that graphs of other tests do not count against the limit per code object."""
+    """Forget compiled graphs, which count against the limit per code object, and chips, as in a new process."""
     torch.compiler.reset()
+    getattr(sys.modules.get("ttfs_kernels.triton.common"), "_chips", {}).clear()
     yield
     torch.compiler.reset()
 

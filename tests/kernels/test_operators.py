@@ -1,7 +1,5 @@
 """Properties of the operators on every backend, beside their results: layouts, dtypes, errors, unchanged inputs."""
 
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
@@ -157,8 +155,6 @@ def test_autocast_leaves_float64_alone_and_admits_mixed_dtypes(kind):
 def test_compiles_in_one_graph_for_batches_of_all_sizes(served, kind, names, psp_persistence, autocast):
     """The compiler's sizes are symbols from the second batch on."""
     dtype = torch.bfloat16 if served.name == "torch" else torch.float16
-    if served.name == "triton":
-        importlib.import_module("ttfs_kernels.triton.common")._chips.clear()  # as in a process's first call
 
     def layer(tensors):
         with torch.autocast(served.device.type, dtype, enabled=autocast):

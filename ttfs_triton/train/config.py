@@ -75,8 +75,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
     config = make_config(given, f"{source} with the command line")
     flags = {*differing_keys(base, config)}
     if config.network is not None:  # which may have other values than the defaults
-        words = (word.split("=")[0].replace("-", "_") for word in arguments if word[:2] == "--")
-        flags |= {word.removeprefix("__").removeprefix("no_") for word in words}
+        flags |= {arg.split("=")[0][2:].replace("-", "_").removeprefix("no_") for arg in arguments if arg[:2] == "--"}
     for message in broken_rules(config, flags):
         raise ConfigError(f"{message}.")
     return config
