@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import TARGET, assert_same_run, best, change
 from ttfs_kernels.triton import common
-from ttfs_triton.nn import Grid, LatencyEncoder
+from ttfs_triton.nn import Grid, coding
 from ttfs_triton.train import ConfigError, TrainConfig, learner, train
 from ttfs_triton.train.device import WARM_UP, CudaGraphs, GraphError, choose_graphs
 
@@ -27,7 +27,7 @@ def config(config):
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
     """The encoder checks no batch, as while it trains on a GPU: a captured step may not wait for the device."""
-    monkeypatch.setattr(LatencyEncoder, "_can_check", lambda *_: False)
+    monkeypatch.setattr(coding, "refuse_unscaled", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from triton.compiler import CompiledKernel
 from tests.bench.modules import modules, run_python
 from ttfs_kernels.ops import dft_linear
 from ttfs_kernels.triton import common, compilation
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.nn import DFTLinear, NetworkConfig, Neuron, TTFSNetwork, coding
 
 kernels_compile, _, machine_code = modules("_kernels_compile", "_kernels_layers", "_machine_code")
 NEURON = Neuron(surrogate_width=0.5)
@@ -34,7 +34,7 @@ def main() -> None:
     chip, said = kernels_compile.TARGETS["sm_90"], []
     machine_code._compile_for(chip)
     common.unavailable, common.chip_of = lambda *_: None, lambda _: chip
-    LatencyEncoder._can_check = lambda *_: False  # as on a GPU
+    coding.refuse_unscaled = lambda *_, **__: None  # as on a GPU
     config = NetworkConfig("8-8", image_size=(6, 6), batch_norm=True, dropout=0.5, neuron=NEURON)
     network, images = TTFSNetwork(config, backend="triton"), torch.rand(16, 1, 6, 6)
     state = [*network.state_dict().values(), torch.get_rng_state()]
