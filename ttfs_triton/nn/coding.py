@@ -90,7 +90,7 @@ class LatencyEncoder(nn.Module):
 
 
 def refuse_unscaled(encoder: "LatencyEncoder | AnalogEncoder", x: Tensor, *, bounded: bool = True) -> None:
-    """Refuse integers and, if `bounded`, pixels outside of [0, 1]; on a GPU, which must not wait, in one batch only."""
+    """Refuse integers and, if `bounded`, pixels outside [0, 1]; a GPU's first batch in evaluation mode is checked."""
     name = type(encoder).__name__
     if not x.is_floating_point():
         raise TypeError(f"{name}: images must be floating point in [0, 1]; got {x.dtype}. Divide 8-bit pixels by 255.")

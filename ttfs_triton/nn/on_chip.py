@@ -196,7 +196,7 @@ def psp_persistence(layer: WeightedLayer) -> float:
 
 
 def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The layer's convolution or product, by PyTorch; on a GPU without cuDNN, it would convolve image by image."""
+    """The convolution or product. Without cuDNN, `F.conv2d` runs image by image on a GPU; `by_taps` does not."""
     convolve: Any = by_taps if x.is_cuda else F.conv2d
     return convolve(x, weight, bias, **layer.geometry) if layer.geometry else F.linear(x, weight, bias)
 
