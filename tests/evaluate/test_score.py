@@ -54,6 +54,9 @@ def test_evaluate_equals_one_pass_in_float64(network, images, batch_size):
     assert found.accuracy == int((logits.argmax(1) == images.labels).sum()) / IMAGES
     assert found.loss == pytest.approx(F.cross_entropy(logits, images.labels).item(), rel=1e-5)
     assert found.first_spike_accuracy == int((decision.prediction == images.labels).sum()) / IMAGES
+    assert found.top5_accuracy == 1, "of three classes"
+    for label, share in enumerate(found.class_accuracy):
+        assert share == (logits.argmax(1) == label)[images.labels == label].double().mean()
     assert (found.ties, found.no_spike) == (decision.tie.sum(), decision.no_spike.sum())
     *hidden_layers, readout = found.layers
     assert hidden_layers[-1].spikes == (hidden > 0).sum()

@@ -25,7 +25,7 @@ from ttfs_triton.evaluate.tables import (
     small_print,
 )
 from ttfs_triton.table import print_whole
-from ttfs_triton.wording import number
+from ttfs_triton.wording import number, percent
 
 
 def run(options: EvaluationOptions) -> EvaluationResult:
@@ -79,8 +79,14 @@ def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:
     grid, counts = loaded.network.graph.grid, page.counts
     spikes, delivered = (counts.total()[key] / counts.samples for key in ("spikes", "spikes_delivered"))
     rows = [] if grid is None else [("grid", grid.text(), "")]
-    rows += headlines(page)
+    accuracy, *others = headlines(page)
+    by_class = zip(page.scores.class_accuracy, loaded.network.class_names, strict=True)
+    weakest = sorted((share, name) for share, name in by_class if share is not None)[:3]
     rows += [
+        accuracy,
+        ("top-5 accuracy", percent(page.scores.top5_accuracy), "the class is among the five highest logits"),
+        ("weakest classes", ", ".join(f"{name} {percent(share)}" for share, name in weakest), ""),
+        *others,
         ("as the paper counts", f"{counts.sparsity_as_published:.4f}", "with outputs and neurons without input"),
         ("spikes", number(spikes), f"{number(delivered)} after pooling"),
     ]

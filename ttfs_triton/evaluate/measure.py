@@ -203,7 +203,7 @@ def figures(
     page: EvaluationResult, loaded: LoadedNetwork, data: ImageData, max_test_samples: int | None
 ) -> dict[str, Any]:
     """All figures of the evaluation as JSON values."""
-    scores = ("images", "accuracy", "first_spike_accuracy", "ties", "no_spike")
+    scores = ("images", "accuracy", "top5_accuracy", "first_spike_accuracy", "ties", "no_spike", "class_accuracy")
     return {
         "weights_sha256": loaded.files.sha256,
         "network": page.network,

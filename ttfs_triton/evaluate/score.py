@@ -35,6 +35,8 @@ class Evaluation:
         loss: mean cross entropy.
         ties, no_spike: numbers of images for which several output neurons tie as the first, or no output neuron fires.
         layers: activity of the layers, the readout included.
+        top5_accuracy: share of images whose class is among the five highest logits.
+        class_accuracy: share of each class's images that the readout classifies rightly; None without an image.
     """
 
     images: int
@@ -44,6 +46,8 @@ class Evaluation:
     ties: int
     no_spike: int
     layers: list[LayerStatistics]
+    top5_accuracy: float = math.nan
+    class_accuracy: tuple[float | None, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -81,7 +85,9 @@ def evaluate(
     graph = network_graph(network, batches.data.shape[1:])
     graph.prepare_statistics()
     reset_statistics(network)
-    scores = torch.zeros(7, dtype=torch.float64, device=accelerator.device)  # of `_score`, and 1 if this process stops
+    classes = len(graph.readout.weight)
+    parts = 7, classes, classes, 1  # of `_score`, and 1 if this process stops
+    scores = torch.zeros(sum(parts), dtype=torch.float64, device=accelerator.device)
     loader = load_batches(batches, accelerator.device, num_workers=num_workers)
     with torch.no_grad(), evaluating(network), record_statistics(network), closing(loader):
         for images, labels in loader:
@@ -90,30 +96,36 @@ def evaluate(
                 break
             scores[:-1].add_(_score(network, graph, images, labels))
             on_batch(len(labels))
-    images, correct, loss, first_spike_correct, ties, no_spike, stops = sum_over_processes(accelerator, scores).tolist()
+    figures, members, correct_members, stops = sum_over_processes(accelerator, scores).cpu().split(parts)
+    images, ties, no_spike, *sums = figures.tolist()
     if stops:
         raise EvaluationStopped
+    loss, accuracy, first_spike_accuracy, top5_accuracy = (value / images for value in sums)
     if not math.isfinite(loss):
         raise ValueError("evaluate: outputs of the network must be finite; got NaN or inf. Look at its weights.")
     layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
     order = {stage.name: place for place, stage in enumerate(graph.stages)}
     layers.sort(key=lambda layer: order.get(layer.name, 0))
-    accuracy, first_spike_accuracy = correct / images, first_spike_correct / images
-    return Evaluation(int(images), accuracy, loss / images, first_spike_accuracy, int(ties), int(no_spike), layers)
+    by_class = [share if share == share else None for share in (correct_members / members).tolist()]  # nan: no image
+    counts = int(ties), int(no_spike), layers
+    return Evaluation(int(images), accuracy, loss, first_spike_accuracy, *counts, top5_accuracy, tuple(by_class))
 
 
 def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tensor) -> Tensor:
-    """Scores of a batch, [6] float64, on the device.
+    """Scores of a batch, [7 + 2·classes] float64, on the device.
 
-    In order: images, right decisions by the readout, summed cross entropy, right decisions by the first spike, ties,
-    images without an output spike.
+    In order: images, ties, images without an output spike, summed cross entropy, right decisions by the readout, by the
+    first spike, and among the five highest logits; then images of each class, and right decisions of the readout.
     """
     logits, decision = logits_and_decision(network, graph.readout, images)
     logits = logits.float()
-    correct, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
-    first_spike_correct = (decision.prediction == labels).sum()
-    scores = correct, loss, first_spike_correct, decision.tie.sum(), decision.no_spike.sum()
-    return torch.stack([torch.full_like(correct, len(labels)), *scores]).double()
+    correct, loss = logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="sum")
+    top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum()
+    is_class = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+    first_spike_correct = decision.prediction == labels
+    decided = decision.tie, decision.no_spike, loss, correct, first_spike_correct, top5
+    figures = torch.stack([torch.full_like(loss, len(labels)), *(each.sum() for each in decided)])
+    return torch.cat([figures, is_class.sum(0), (is_class & correct[:, None]).sum(0)]).double()
 
 
 def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -87,18 +87,13 @@ class Augmentation(AugmentationOptions):
         if self.shift:
             images = windows(images, _corners(words, SHIFT, self.shift), self.shift, 0)
         if self.auto_augment:
-            images = self._apply_policy(images, words)
+            policy = policy_tables(*images.shape[2:], images.device)
+            fill = 0 if self.crop_fill == "reflect" else self.crop_fill
+            for rows in policy.draw(words).unbind(1):  # a sub-policy per image has several operations
+                images = apply_operations(images, rows, policy, fill)
         if self.cutout:
             images = _cut_out(images, words, self.cutout)
         return _scale(images)
-
-    def _apply_policy(self, images: Tensor, words: Tensor) -> Tensor:
-        """Draw a sub-policy per image and apply its operations."""
-        policy = policy_tables(*images.shape[2:], images.device)
-        fill = 0 if self.crop_fill == "reflect" else self.crop_fill
-        for rows in policy.draw(words).unbind(1):
-            images = apply_operations(images, rows, policy, fill)
-        return images
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless images of this shape, (C, height, width), can be augmented."""
