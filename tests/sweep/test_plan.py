@@ -81,6 +81,9 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     config = point_config(found, {"target_operations": "0.2"}, tmp_path)
     assert (config.optimizer, config.schedule, config.lookahead, config.lr) == ("muon", "cosine", 5, 1e-2)
     assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, None)
+    energy = {"target_energy": "loihi:7"}
+    steps = [point_config(found, energy | keys, tmp_path, 16).target_steps for keys in ({}, {"time_steps": "4"})]
+    assert steps == [16, None], "the sweep's, the grid's"
     (tmp_path / "more.yaml").write_text("label_smoothing: 0.5\nseed: 3\n")
     config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), {}, tmp_path)
     assert (config.label_smoothing, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"

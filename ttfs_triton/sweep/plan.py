@@ -91,7 +91,8 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     problems, points = [], []
     for point, keys in options.trained().items():
         try:
-            points.append(_planned(settings, keys, options.output_dir / "points" / name / folder_name(point)))
+            path = options.output_dir / "points" / name / folder_name(point)
+            points.append(_planned(point_config(settings, keys, path, options.steps), keys, path))
         except (ConfigError, RunFolderError) as error:
             problems.append(str(error))
     if problems:
@@ -99,8 +100,8 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     return PlannedNetwork(name, loaded, point_config(settings, {}, options.output_dir), tuple(points))
 
 
-def _planned(settings: Settings, keys: dict[str, str], path: Path) -> PlannedPoint:
-    config, folder = point_config(settings, keys, path), RunFolder(path)
+def _planned(config: TrainConfig, keys: dict[str, str], path: Path) -> PlannedPoint:
+    folder = RunFolder(path)
     if not folder.is_run():
         return PlannedPoint(keys, folder, config)
     saved = make_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
@@ -142,14 +143,20 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     return values, given | {"network": options.network}
 
 
-def point_config(settings: Settings, keys: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Configuration of the run that trains a point; without keys, of one that only continues. Raises ConfigError."""
+def point_config(settings: Settings, keys: Mapping[str, Any], folder: Path, steps: int = 32) -> TrainConfig:
+    """Configuration of the run that trains a point; without keys, of one that only continues. Raises ConfigError.
+
+    A point's energy target is that of a network without a grid at `steps` time steps.
+    """
     run, overridden = settings
     others = dict.fromkeys(TARGETS) if keys.keys() & {*TARGETS} else {}  # a run has at most one target
     given = overridden | others | {**keys, "output_dir": folder}
+    on_grid = (run | given).get("time_steps") is not None
+    if "target_energy" in keys:
+        run = run | {"target_steps": None if on_grid or steps == 32 else steps}
+    if (run | given).get("batch_norm") and on_grid:
+        run = run | _FOLDED
     values = run | given
-    if values.get("batch_norm") and values.get("time_steps") is not None:
-        values = run | _FOLDED | given
     if values.get("target_energy") is None:
         values.pop("target_steps", None)
     return make_config(values, point_name(keys) or "its run")
