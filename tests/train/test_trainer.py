@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 
 from tests.hub.server import Repository
@@ -13,7 +14,7 @@ from tests.train.runs import TARGET, At, best, change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.energy import count
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, train
+from ttfs_triton.train import Callback, ConfigError, train
 from ttfs_triton.train.data import load_data
 from ttfs_triton.train.display import is_blind
 
@@ -40,6 +41,14 @@ def test_run_learns_and_leaves_the_documented_folder(config, capsys, device):
     assert (summary["val_accuracy"], summary["best_epoch"]) == max((x["val_accuracy"], x["epoch"]) for x in lines)
     network = TTFSNetwork(NetworkConfig.from_dict(json.loads((folder / "best/config.json").read_text())["network"]))
     network.load_state_dict(best(folder))
+
+
+def test_callback_replaces_the_loss(config):
+    def next_class(logits, labels):
+        return F.cross_entropy(logits, (labels + 1) % 4)
+
+    (callback := Callback()).on_start = lambda loop: setattr(loop.learner, "loss", next_class)
+    assert train(change(config, epochs=8), callbacks=[callback])["test_accuracy"] < 0.2
 
 
 def test_accumulation_gives_the_same_weights(config, tmp_path):

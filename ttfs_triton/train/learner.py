@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from functools import partial
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
@@ -78,6 +78,8 @@ class Learner:
         network, model: the bare network; the distributed, compiled one that is called in training.
         average: moving average of the network's weights and buffers, if the run has one.
         optimizer: the bare optimiser, without accelerate's wrapper, which handles loss scaling.
+        loss: loss of a batch, a scalar, from logits [b, classes], float32, and labels [b], int64; cross entropy with
+            `label_smoothing`, unless a callback replaces it at the start. It must not wait for the device.
         sums: [3], float64, on the device: loss, right answers and images of the epoch so far, in this process.
     """
 
@@ -119,6 +121,8 @@ class Learner:
         self._rate_factor = rate_factor(config, steps)
         self._prepared = accelerator.prepare_optimizer(self.optimizer)
         self._guard = FiniteGuard(self.optimizer, accelerator.device)
+        self.loss: Callable[[Tensor, Tensor], Tensor]
+        self.loss = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         self._graphed = None
         if graphs is not None:
@@ -137,7 +141,8 @@ class Learner:
     def step(self, micro_batches: list[Batch], done: int) -> None:
         """Make the optimiser step after `done` steps; it depends on tensors, configuration and this number alone."""
         # Dropout, too: a resumed run draws the same random numbers.
-        torch.manual_seed(_random_seed(self.config.seed, done, self.accelerator.process_index))
+        numbers = self.config.seed, done, self.accelerator.process_index
+        torch.manual_seed(reduce(lambda seed, number: (seed * 1_000_003 + number + 1) % 2**63, numbers, 0))
         changed, images = self.persistence.set(done), micro_batches[0][0]
         if (changed or not self._compiled) and backend_for("train", self.config.backend, images) == "triton":
             from ttfs_kernels.triton.compilation import compile_kernels
@@ -190,7 +195,7 @@ class Learner:
         with record_statistics(self.network) if sampled else nullcontext():
             output = self.model(images)
         logits: Tensor = output if self.target is None else output[0]
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        loss = self.loss(logits.float(), labels)
         if self.teacher is not None:
             loss = self.teacher.loss(loss, logits, images)
         total = loss if self.target is None else loss + self.target.multiplier.penalty(output[1], micro_batches)
@@ -321,14 +326,6 @@ class Learner:
             self.target.silent_channels.layers = state.held_layers or []  # by the weights that the run began with
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-
-
-def _random_seed(seed: int, step: int, process: int) -> int:
-    """Seed of the random numbers of a step in a process."""
-    mixed = 0
-    for number in (seed, step, process):
-        mixed = (mixed * 1_000_003 + number + 1) % (2**63)
-    return mixed
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class Callback:
     """
 
     def on_start(self, loop: TrainingLoop) -> None:
-        """Called before training begins or resumes. `loop` has network, graph, data, configuration and position."""
+        """Called before training begins or resumes. `loop` has network, graph, data, config, position and learner."""
 
     def on_step(self, loop: TrainingLoop) -> None:
         """Called after every optimiser step. Reading a tensor's value here makes a GPU wait for the host."""
@@ -188,8 +188,11 @@ class TrainingLoop:
                 while position.epoch < self.config.epochs and not position.ended:
                     self._train_epoch()
                     self._finish_epoch(learner.validate(self._placed, position.epoch + 1))
-                    position.ended = self._enough()
-                    if position.ended:
+                    line = position.metrics[-1].model_dump()
+                    wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
+                    asked = torch.tensor([float(any(wishes))], device=self.accelerator.device)
+                    if sum_over_processes(self.accelerator, asked).item():
+                        position.ended = True
                         self.save()
         except EvaluationStopped:
             self._stop()
@@ -197,13 +200,6 @@ class TrainingLoop:
             fuse_passes(False)
             self.display.progress.stop()
         learner.persistence.set(self.steps)  # σ is below its goal if a callback ended the run early
-
-    def _enough(self) -> bool:
-        """Whether a callback, in any process, asks to end training."""
-        line = self.position.metrics[-1].model_dump()
-        wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
-        asked = torch.tensor([float(any(wishes))], device=self.accelerator.device)
-        return bool(sum_over_processes(self.accelerator, asked).item())
 
     def _train_epoch(self) -> None:
         config, position, learner = self.config, self.position, self.learner
