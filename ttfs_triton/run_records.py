@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.untrusted_files import read_regular
@@ -86,22 +77,6 @@ class Summary(_Record):
     device: str
     processes: Annotated[Number, Field(ge=1)]
     mixed_precision: str
-
-    @field_validator("counts")
-    @classmethod
-    def _of_counts(cls, counts: dict[str, Any]) -> dict[str, Any]:
-        if wrong := next(_no_counts(counts), None):
-            raise ValueError(f"must hold numbers from 0 to 2**63; {wrong}")
-        return counts
-
-
-def _no_counts(value: Any, name: str = "") -> Iterator[str]:
-    """Names and values of booleans and of numbers out of range; rounding may take a sum of times below 0."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in items:
-        yield from _no_counts(part, f"{name}.{key}")
-    if isinstance(value, bool) or (isinstance(value, int | float) and not -1 < value < 2**63):
-        yield f"{name[1:]} is {value}"
 
 
 def read_summary(path: Path) -> Summary:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from ttfs_kernels import Neuron
@@ -48,20 +48,20 @@ class LayerCounts(LayerStatistics):
     """
 
     neuron: Neuron | None
-    inputs: int
-    synapses: int
-    weights: int
-    biases: int
-    active_inputs: int
-    synaptic_operations: int
-    nonzero_macs: int
-    analog_macs: int
-    dense_macs: int
-    spikes_delivered: int = 0
+    inputs: NonNegativeInt
+    synapses: NonNegativeInt
+    weights: NonNegativeInt
+    biases: NonNegativeInt
+    active_inputs: NonNegativeInt
+    synaptic_operations: NonNegativeInt
+    nonzero_macs: NonNegativeInt
+    analog_macs: NonNegativeInt
+    dense_macs: NonNegativeInt
+    spikes_delivered: NonNegativeInt = 0
     summed_spike_time: float = 0.0
-    average: int = 1
-    histogram: tuple[int, ...] = ()
-    without_input: int = 0
+    average: NonNegativeInt = 1
+    histogram: tuple[NonNegativeInt, ...] = ()
+    without_input: NonNegativeInt = 0
     driven_time: float | None = None
     undriven_time: float | None = None
 

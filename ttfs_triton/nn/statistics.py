@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from ttfs_triton.table import Cell, Table
@@ -85,11 +86,11 @@ class LayerStatistics:
 
     name: str
     kind: LayerKind
-    samples: int
-    neurons: int
-    spikes: int
-    saturated: int
-    never_active: int
+    samples: NonNegativeInt
+    neurons: NonNegativeInt
+    spikes: NonNegativeInt
+    saturated: NonNegativeInt
+    never_active: NonNegativeInt
 
     @property
     def silent(self) -> int:
