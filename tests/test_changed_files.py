@@ -78,14 +78,9 @@ READERS = {
     "*.toml": (load_chip, ValueError),
     "image.*": (lambda path: network_input([path], Preprocessing((4, 4), "L"), 1), ValueError),
     "data/*": (lambda path: load_images(None, path.parent), (ValueError, RuntimeError)),
-    **{
-        f"events.{kind}": (
-            lambda path: recording_pixels(path, EventWindows(2, sensor=(34, 34))),
-            (ValueError, TypeError),
-        )
-        for kind in ("bin", "aedat", "npz")
-    },
 }
+EVENTS = lambda path: recording_pixels(path, EventWindows(2, sensor=(34, 34))), (ValueError, TypeError)
+READERS |= {f"events.{kind}": EVENTS for kind in ("bin", "aedat", "npz")}
 
 
 @st.composite

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field, ValidationError
 from ttfs_triton.command_line import run_command
 from ttfs_triton.train import Interrupted
 
+LEAST = "Input should be greater than or equal to 1"
+
 
 class Options(BaseModel):
     count: int = Field(1, ge=1)
@@ -24,7 +26,7 @@ def run(*arguments: str, do=print, **options) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ("--count 0", 1, "count: Input should be greater than or equal to 1; got 0"),
+        ("--count 0", 1, f"count: {LEAST}; got 0"),
         ("--count many", 2, "--count"),
         ("--coutn 3", 2, "--coutn"),
     ],
@@ -50,12 +52,8 @@ def refused(options: type[BaseModel], **values) -> ValidationError:
         (ValueError("load_images: data_dir must hold images."), 1, "error: data_dir must hold images.\n"),
         (ValueError("network: must be FILE.py:FUNCTION."), 1, "error: network: must be FILE.py:FUNCTION.\n"),
         (ValueError("points:\n  0.1: goal must be 1."), 1, "error: points:\n  0.1: goal must be 1.\n"),
-        (refused(Options, count=0), 1, "error: count: Input should be greater than or equal to 1; got 0\n"),
-        (
-            refused(Options, steps=0),
-            1,
-            "error: steps: Input should be greater than or equal to 1, or Input should be 'network'; got 0\n",
-        ),
+        (refused(Options, count=0), 1, f"error: count: {LEAST}; got 0\n"),
+        (refused(Options, steps=0), 1, f"error: steps: {LEAST}, or Input should be 'network'; got 0\n"),
         (refused(Options, names=()), 1, "error: names: give at least 1; got ()\n"),
         (MemoryError(), 1, "error: memory must suffice; got MemoryError. Use fewer images, or smaller batches.\n"),
         (Interrupted("SIGINT received: stopped.", signal.SIGINT), 130, "SIGINT received: stopped.\n"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -78,17 +79,15 @@ def test_version_and_machine_are_told(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "command must be one of train, evaluate, .*; got trian. Did you mean train?"),
-        (["train", "vgg16-cifar10O"], "recipe must be one of .*; got vgg16-cifar10O. Did you mean vgg16-cifar10?"),
+        (["trian"], r"command must be one of train, evaluate, .*; got trian\. Did you mean train\?"),
+        (["train", "vgg16-cifar10O"], r"recipe must be one of .*; got vgg16-cifar10O. Did you mean vgg16-cifar10\?"),
     ],
 )
 def test_unknown_words_are_refused(words, message, capsys):
     with pytest.raises(SystemExit) as refused:
         main(words)
     assert refused.value.code == 2
-    shown = capsys.readouterr().err
-    assert message.split(".*")[0] in shown
-    assert message.split(".*")[-1] in shown
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("command", ["ttfs", f"{shlex.quote(sys.executable)} -m ttfs_triton.ttfs"])
@@ -126,9 +125,8 @@ def started(folder: Path, module: str) -> dict[str, Any]:
 @pytest.mark.parametrize("phase", ["import", "main"])
 def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
     waits = "import time\nopen('ready', 'w').close()\ntime.sleep(60)\n"
-    process = subprocess.Popen(
-        **started(tmp_path, waits if phase == "import" else f"def main(_):\n{indent(waits, ' ')}")
-    )
+    module = waits if phase == "import" else f"def main(_):\n{indent(waits, ' ')}"
+    process = subprocess.Popen(**started(tmp_path, module))
     deadline = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -41,11 +41,9 @@ def test_other_content_is_refused(tmp_path, content, message):
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_mapping(tmp_path / "nothing")
-    with pytest.raises(YamlError, match="must be a file that can be read"):
-        read_mapping(tmp_path)
     (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
-    with pytest.raises(YamlError, match="at most 65536 are allowed"):
-        read_mapping(tmp_path / "large.yaml")
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(YamlError, match="must be a file that can be read; no regular file"):
-        read_mapping(tmp_path / "pipe.yaml")
+    can_be_read = "must be a file that can be read"
+    for name, message in ((".", ""), ("large.yaml", ".*at most 65536 are allowed"), ("pipe.yaml", "; no regular file")):
+        with pytest.raises(YamlError, match=can_be_read + message):
+            read_mapping(tmp_path / name)

@@ -37,13 +37,12 @@ def test_break_even_points_are_where_energies_meet(tested, simulation, chip):
     assert row["ratio"] == pytest.approx(row["of_updates"] + row["of_operations"], abs=2e-4)
     assert not row["within_a_point"] or simulation.accuracy >= 0.99
     dense = dense_ann(simulation.counts, chip, options=RunOptions(steps=STEPS)).memory_included.nominal
-    if row["steps_at_par"] != "none":
-        below, above = (
-            estimate(simulation.counts, chip, steps=steps, gating=True).memory_included.nominal
-            for steps in (max(1, math.floor(row["steps_at_par"])), math.ceil(row["steps_at_par"]) + 1)
-        )
+    if (par := row["steps_at_par"]) != "none":
+        beside = max(1, math.floor(par)), math.ceil(par) + 1
+        runs = (estimate(simulation.counts, chip, steps=steps, gating=True) for steps in beside)
+        below, above = (run.memory_included.nominal for run in runs)
         assert above > dense
-        assert below <= dense or row["steps_at_par"] < 1
+        assert below <= dense or par < 1
 
 
 def test_layers_at_their_break_even_density_cost_the_same(tested, simulation):
