@@ -66,7 +66,7 @@ def test_seeds_share_a_row_of_the_main_table(options, tmp_path):
         "mnist-s1-0": {"accuracy": 0.75},
         "mnist-s1-1": {"accuracy": 0.77, "seed": 1},
         "mnist-s1-margin": {},
-        "cifarnet-s1-wide-gain": small | {"width": 2},
+        "wide-s1-e22": small | {"width": 2},
         "wide-s0-e32": small | {"psp_persistence": 0, "channels": [8, 16]},
     }.items():
         table1.collect(make_run(tmp_path / "runs" / name, **changes), options)
