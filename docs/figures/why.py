@@ -36,7 +36,7 @@ def read(name: str) -> list[dict[str, str]]:
 PLACES = {("cifarnet × 2", 0.0): ("right", (-6, -7)), ("cifarnet, wide", 0.0): ("right", (-5, 0))}
 PLACES |= {("cifarnet", 0.0): ("center", (2, 6)), ("cifarnet", 0.25): ("center", (2, 6))}
 PLACES |= {("cifarnet", 1.0): ("right", (-5, -3)), ("VGG11", 0.25): ("center", (0, 6))}
-PLACES |= {("cifarnet × 2", 1.0): ("left", (6, -3)), ("cifarnet, wide", 1.0): ("left", (6, -3))}
+PLACES |= {("cifarnet × 2", 1.0): ("left", (6, -7)), ("cifarnet, wide", 1.0): ("center", (0, 6))}
 PLACES |= {("the paper's VGG11", 1.0): ("center", (0, -13)), ("the paper's VGG16", 1.0): ("center", (12, -21))}
 
 
