@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (24_989, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (24_988, 25_000),
     ("bench",): (3_400, 3_400),
-    ("tests",): (16_999, 17_000),
+    ("tests",): (16_997, 17_000),
 }
 
 

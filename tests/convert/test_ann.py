@@ -223,8 +223,7 @@ def test_calibration_loses_less_and_the_package_takes_the_network(build, shape, 
     assert count(network, [images]).total()["synaptic_operations"] > 0
     assert report.to_dict()["layers"][0]["folded"] == ["batch norm"]
     assert simulate(network, [(images, model(images).argmax(1))], steps=16, weight_bits=8).accuracy > 0
-    saved = TTFSModel.from_network(network, builder="mine")
-    saved.save_pretrained(tmp_path)
+    TTFSModel.from_network(network, builder="mine").save_pretrained(tmp_path)
     again = convert_ann(model, images[:2], psp_persistence=0.5, calibrate=False)[0]
     assert torch.equal(TTFSModel.from_pretrained(tmp_path, network=again)(images), network(images))
 

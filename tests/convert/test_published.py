@@ -133,7 +133,6 @@ def test_training_starts_from_published_networks_as_they_are(tmp_path):
     run(ConvertOptions(source=str(tmp_path / "a.pkl"), output_dir=tmp_path / "out", trained_as="direct"))
     config = convert(tmp_path / "a.pkl", trained_as="direct").network.config.replace(bias=True, neuron=Neuron())
     network = TTFSNetwork(config).eval()
-    start = load_weights(network, str(tmp_path / "out"), torch.rand(16, 3, 32, 32))
-    assert start.calibration is None
+    assert load_weights(network, str(tmp_path / "out"), torch.rand(16, 3, 32, 32)).calibration is None
     images = IMAGES.float()
     torch.testing.assert_close(network(images), direct(source, normalised(images))[0], atol=1e-5, rtol=0)

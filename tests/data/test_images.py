@@ -126,8 +126,7 @@ def test_sample_keeps_licence_and_checksums():
     assert licence.startswith("The MIT License (MIT) Copyright © 2017 Zalando SE")
     readme = (SAMPLE_FOLDER / "README.md").read_text(encoding="utf-8")
     for split, count in (("train", 600), ("test", 100)):
-        rows = find_rows("sample", None, split).table
-        assert (np.bincount(rows["label"]) == [count] * 10).all()
+        assert (np.bincount(find_rows("sample", None, split).table["label"]) == [count] * 10).all()
         assert hashlib.sha256((SAMPLE_FOLDER / f"{split}.parquet").read_bytes()).hexdigest() in readme
 
 

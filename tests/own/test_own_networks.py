@@ -167,8 +167,7 @@ def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
     assert mine[2].backend == "torch"
     best = TTFSModel.from_pretrained(tmp_path / "run", network=network)
     assert_same(best.state_dict(), mine.state_dict())
-    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["network"] == "Sequential"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["network"] == "Sequential"
     assert best.description.dataset is None
     files, _ = publish(tmp_path / "run", "a/b", dry_run=True, network=network())
     assert b"network=Sequential()" in files["README.md"]

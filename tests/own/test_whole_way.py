@@ -31,8 +31,7 @@ def trained(tmp_path_factory):
     callback = Callback()
     for name in ("on_start", "on_step", "on_epoch", "on_end"):
         setattr(callback, name, lambda loop, *said, name=name: heard.append((name, loop.position.step, *said)))
-    summary = Trainer(network, (train, test), config, callbacks=[callback]).train()
-    assert summary["test_accuracy"] > 0.2
+    assert Trainer(network, (train, test), config, callbacks=[callback]).train()["test_accuracy"] > 0.2
     return folder, network.eval(), test.images / 255, heard
 
 

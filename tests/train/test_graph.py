@@ -120,8 +120,7 @@ def test_run_goes_on_without_a_graph_that_fails_unless_it_is_required(config, tm
     train_plainly(config, tmp_path / "plain")
     monkeypatch.setattr(learner, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))
     train(config)
-    said = capsys.readouterr().out
-    assert "no CUDA graph: the stream is busy\n" in said
+    assert "no CUDA graph: the stream is busy\n" in capsys.readouterr().out
     assert_same_run(tmp_path / "plain", config.output_dir)
     message = "GraphedStep: a step must be capturable in a CUDA graph; got the stream is busy. Use --cuda-graph off"
     with pytest.raises(GraphError, match=message):

@@ -1,6 +1,7 @@
 """A run's network by its name and options, on a chip's grid too, and the weights that it starts from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,8 +56,7 @@ def save(network: TTFSNetwork, folder):
 
 def target(config: NetworkConfig = OURS, **changes) -> TTFSNetwork:
     """A network as a training configuration asks for, whose images have another mean."""
-    values = {"batch_norm": False, "mean": (0.1, 0.1, 0.1)}
-    return TTFSNetwork(config.replace(**(values | changes))).eval()
+    return TTFSNetwork(config.replace(**({"batch_norm": False, "mean": (0.1, 0.1, 0.1)} | changes))).eval()
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,7 @@ def test_training_continues_on_the_grid_of_the_weights(on_grid, split, config):
     without, _ = build_network(change(same, time_steps=None, weight_bits=None, lost_spikes=0.1), split)
     assert without.config.grid is None
     assert without.features.conv1.faults == Faults(lost_spikes=0.1)
+    turned = replace(split, train=replace(split.train, class_names=["b", "a", "c", "d"]))
+    with pytest.raises(ConfigError, match=r"the order of those of .*, \['a', 'b', 'c', 'd'\]; got \['b', "):
+        build_network(same, turned)
+    build_network(change(same, new_readout=True), turned)

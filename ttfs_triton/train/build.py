@@ -68,12 +68,13 @@ _GAIN = ".weight_gain"  # suffix of the names of gains of standardised weights
 
 @dataclass(frozen=True)
 class Start:
-    """Origin of a network's weights; `units` are the weight scales on `grid`, by name in the state dict."""
+    """Origin of a network's weights, and its classes; `units` are the weight scales on `grid`, by name."""
 
     base_model: BaseModel
     calibration: Calibration | None
     grid: Grid | None = None
     units: Mapping[str, Tensor] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
 
 
 def build_network(
@@ -124,6 +125,10 @@ def build_network(
             network.take_statistics(first.config)
         else:
             start = load_weights(network, weights, images, new_readout=config.new_readout)
+        names, classes = start.class_names, data.train.class_names
+        if not config.new_readout and names != classes and sorted(names) == sorted(classes):
+            said = f"the classes of these images must be in the order of those of {weights}, {names!s:.300}"
+            raise ConfigError(f"weights: {said}; got {classes!s:.300}. Reorder them, or give --new-readout.")
     if config.grid is not None:
         start_on_grid(network, config.grid, start, images if calibrated else None, learn_units=config.learn_units)
     if config.faults:
@@ -244,9 +249,7 @@ def load_weights(
             converted = _convert(ours.config, replace(weights, tensors=tensors))
             if images is not None and converted.needs_calibration:
                 if not converted.network.config.bias:
-                    raise ConversionError(
-                        "bias must be True to calibrate; got False. Give --bias or --calibration-images 0."
-                    )
+                    raise ConversionError("calibration needs biases. Give --bias or --calibration-images 0.")
                 converted, calibration = calibrate_converted(converted, images)
             tensors, trained = converted.network.state_dict(), converted.network.config
         base_model = weights.base_model()
@@ -260,7 +263,8 @@ def load_weights(
         raise ConfigError(f"weights: {said} does not fit the network: {error}") from error
     if ours is not None and trained is not None:
         ours.take_statistics(trained)
-    return Start(base_model, calibration, None if described is None else described.grid, units)
+    classes = [] if description is None else list(description.class_names)
+    return Start(base_model, calibration, None if described is None else described.grid, units, classes)
 
 
 def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None) -> Start:
@@ -311,13 +315,8 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
         batch_norm=any(".batch_norm." in key for key in weights.tensors),
         weight_standardisation=any(key.endswith(_GAIN) for key in weights.tensors),
     )
-    converted = convert(
-        weights,
-        config=assumed,
-        keep_standardisation=target.weight_standardisation,
-        bias=target.bias,
-        neuron=target.neuron,
-    )
+    kept = target.weight_standardisation
+    converted = convert(weights, config=assumed, keep_standardisation=kept, bias=target.bias, neuron=target.neuron)
     config = converted.network.config
     if config.in_channels != target.in_channels:
         rule = f"have {config.in_channels} channels, as {weights.name} reads"
