@@ -30,8 +30,9 @@ from ttfs_triton.train.config import FREE_ON_RESUME, TrainConfig
 MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->")
 NAMES = {"cnn1": "CNN1", "vgg11": "VGG11", "vgg16": "VGG16"}
 MAIN = "mnist-s1 vgg11-s1-e28-taught vgg16-s0-taught vgg16-s1-e20-taught wide-s0-e32 wide-s1-e22".split()
-MAIN += "vgg16-c100-s1-e18 cifarnet-c100-s0-wide cifarnet-c100-s1-wide-e16".split()
+MAIN += "vgg16-c100-s1-e18 c100-s0-e18 cifarnet-c100-s1-wide-e16".split()
 """Rows of the README, by the names of their runs without the seed."""
+EARLIER = {"c100-s0-e18": 8}  # epochs of the run that gave a run its first weights; both count
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
 # Values of a configuration that are not shown: today's defaults, and defaults of keys that only older runs have.
@@ -154,7 +155,6 @@ def row_of(folder: Path) -> dict[str, Any]:
         for key, value in config.items()
         if key not in _APART and (value != _DEFAULTS[key] if key in _DEFAULTS else value)
     }
-    total, samples = summary["counts"]["total"], summary["counts"]["samples"]
     return {
         "run": folder.name,
         "dataset": config["dataset"],
@@ -168,7 +168,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         "ties": summary["ties"],
         "activity": round(summary["sparsity"], 6),
         "activity_as_published": round(summary["sparsity_as_published"], 6),
-        "operations_an_image": round(total["synaptic_operations"] / samples),
+        "operations_an_image": round(summary["counts"]["total"]["synaptic_operations"] / summary["counts"]["samples"]),
         "held_out": summary["val_accuracy"],
         "best_epoch": summary["best_epoch"],
         "train_accuracy": round(epochs[-1]["train_accuracy"], 6),
@@ -187,8 +187,7 @@ def main_table(rows: Sequence[dict[str, str]]) -> str:
     headings = ("data", "network", "accuracy", "activity", "epochs", "the paper", "its activity", "its epochs")
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for name in MAIN:
-        runs = [row for row in rows if belongs(row["run"], name)]
-        if runs:
+        if runs := [row for row in rows if belongs(row["run"], name)]:
             lines.append(f"| {' | '.join(cells_of(runs))} |")
     return "\n".join(lines) + "\n"
 
@@ -196,19 +195,21 @@ def main_table(rows: Sequence[dict[str, str]]) -> str:
 def cells_of(runs: Sequence[dict[str, str]]) -> list[str]:
     """Cells of the README's row for runs that differ only in the seed."""
     data, model, sigma = runs[0]["dataset"], runs[0]["model"], float(runs[0]["sigma"])
-    width, channels = float(runs[0]["width"]), yaml.safe_load(runs[0]["settings"]).get("channels")
+    width, settings = float(runs[0]["width"]), yaml.safe_load(runs[0]["settings"])
+    channels, blocks = settings.get("channels"), settings.get("block_convolutions")
     theirs = {model: figures for (other, model), figures in PUBLISHED.items() if other == data and sigma == 1}
     paper, beside = theirs.get(model), ""
     if theirs and paper is None:
         best = max(theirs, key=lambda model: theirs[model].accuracy)
         paper, beside = theirs[best], f" ({NAMES[best]})"
-    size = f" × {width:g}" if width != 1 else f" ({', '.join(map(str, channels))} channels)" if channels else ""
+    more = f" channels, {blocks} convolutions a block" if blocks else " channels"
+    size = f" × {width:g}" if width != 1 else f" ({', '.join(map(str, channels))}{more})" if channels else ""
     return [
         DATA[data][0],
         f"{NAMES.get(model, model)}{size}, σ = {sigma:g}",
         f"{average([100 * float(run['test_accuracy']) for run in runs], 2)} %",
         average([float(run["activity"]) for run in runs], 3),
-        runs[0]["epochs"],
+        str(int(runs[0]["epochs"]) + EARLIER.get(runs[0]["run"], 0)),
         *((f"{paper.accuracy:g} %{beside}", f"{paper.sparsity:g}", str(paper.epochs)) if paper else ("–",) * 3),
     ]
 
@@ -229,8 +230,7 @@ def replace_table(path: Path, text: str) -> None:
         raise ValueError(f"{path} must have the markers {start} and {end}, in this order and once. Add them.")
     figures = ", ".join(f"{name} {best} %" for name, best in DATA.values())
     about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}: "
-    about += f"{figures}.\n"
-    write_text(path, parts[0] + parts[1] + text + about + parts[3] + parts[4])
+    write_text(path, parts[0] + parts[1] + text + f"{about}{figures}.\n" + parts[3] + parts[4])
 
 
 if __name__ == "__main__":
