@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-versions check docs links wheel bench gpu
+.PHONY: help train test test-versions golden check docs links wheel bench gpu
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -48,6 +48,10 @@ test-versions:  ## run the tests with PyTorch 2.11, 2.13 and 2.15, in environmen
 	$(MAKE) test VENV=.venv-torch-2.13 PIN='torch==2.13.0 triton==3.9.0' || status=1; \
 	$(MAKE) test VENV=.venv-torch-2.11 PIN='torch==2.11.0 triton==3.6.0 numpy==2.2.6' || status=1; \
 	exit $$status
+
+# The instruction sets of the recorded values, so that bits are compared on wider processors, too.
+golden: $(READY)  ## compare values with the recorded ones, bit by bit on x86; ARGS="--write" records them
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Zen OMP_NUM_THREADS=1 $(RUN) -m tests.golden $(ARGS)
 
 check: $(READY)  ## lint, formatting, ceilings on lines of Python, types
 	$(RUN) -m ruff check

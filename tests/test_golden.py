@@ -1,4 +1,4 @@
-"""Values computed now are the recorded ones: see tests/golden. `python -m tests.golden` prints all that differ."""
+"""Values computed now are the recorded ones: see tests/golden. `make golden` prints all that differ."""
 
 from functools import cache
 

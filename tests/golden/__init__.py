@@ -1,7 +1,7 @@
 """Recorded values of the package, which a change of the code keeps unless it says otherwise.
 
-    python -m tests.golden             computes all values and prints those that differ from the recorded ones
-    python -m tests.golden --write     records them anew
+    make golden                  computes all values and prints those that differ from the recorded ones
+    make golden ARGS=--write     records them anew
 
 `cases` computes them by public functions alone, `record` compares them: values.json holds numbers, and of each tensor
 a hash and two means; values.safetensors holds samples of its elements.

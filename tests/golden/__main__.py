@@ -1,4 +1,4 @@
-"""Compute all values; print those that differ from the recorded ones, or record them with --write."""
+"""Compute all values; print those that differ from the recorded ones, or record them with --write: `make golden`."""
 
 import sys
 
